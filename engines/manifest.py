@@ -1,0 +1,87 @@
+"""The artifact manifest, version 1: what a variant is made of, content-addressed.
+
+A manifest is canonical JSON (sorted keys, no spaces, UTF-8) and itself a blob: its BLAKE3 digest names the artifact. The
+bytes of the weights are those that were dropped, never rewritten to rename tensors: `binding` maps names instead.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = "weighbridge.artifact/1"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """An input or output. `datatype` is the Open Inference Protocol's; a -1 in `shape` is free (`[-1, 64]`)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ArtifactFile(_Frozen):
+    """One file. `path` is the checkpoint's own relative path; the bytes are the blob `digest` (BLAKE3, hex)."""
+
+    path: str
+    size: int
+    digest: str
+
+
+class Program(_Frozen):
+    """What runs the weights: an operator's template (`digest` of its `.pt2`), or an allow-listed `module:factory`."""
+
+    kind: Literal["template", "factory"]
+    name: str
+    digest: str | None = None
+
+
+class Golden(_Frozen):
+    """The reference golden: the blob of a safetensors file with `input.<name>` and `output.<name>` tensors.
+
+    Outputs match when |seen − recorded| ≤ atol + rtol · |recorded| element-wise.
+    """
+
+    digest: str
+    size: int
+    rtol: float
+    atol: float
+
+
+class Manifest(_Frozen):
+    """Format, files, program, binding {tensor in the files → parameter of the program}, inputs, outputs, golden."""
+
+    format: Literal["weighbridge.artifact/1"] = FORMAT
+    variant: str
+    files: tuple[ArtifactFile, ...]
+    program: Program
+    binding: dict[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    golden: Golden
+    engine: dict[str, str] = Field(default_factory=dict)
+    """What the engine must offer, e.g. {"name": "torch", "minimum": "2.8"}."""
+
+    def canonical(self) -> bytes:
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+
+    @property
+    def digest(self) -> str:
+        return blake3(self.canonical()).hexdigest()
+
+    def blobs(self) -> dict[str, int]:
+        """Every blob that a host needs besides the manifest itself: {digest: size in bytes, -1 where not recorded}."""
+        need = {file.digest: file.size for file in self.files}
+        need[self.golden.digest] = self.golden.size
+        if self.program.digest is not None:
+            need[self.program.digest] = -1
+        return need

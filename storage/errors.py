@@ -1,0 +1,39 @@
+"""What can go wrong with a store, said once: drivers translate foreign errors into these at their edge."""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The root of every error a store raises. `key` names the object, or is None for the whole store."""
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class ObjectNotFound(StorageError, LookupError):
+    """No object has this key (or this version of it)."""
+
+
+class PreconditionFailed(StorageError):
+    """An If-Match or If-None-Match condition did not hold: the object changed, or is already there."""
+
+
+class InvalidKey(StorageError, ValueError):
+    """The key is empty, absolute, or has a `.`, `..`, backslash or NUL part."""
+
+
+class AccessDenied(StorageError, PermissionError):
+    """The store refused the credentials, or they do not allow this call. Retrying cures nothing."""
+
+
+class BucketNotFound(StorageError, LookupError):
+    """The bucket or the root folder does not exist (any more)."""
+
+
+class StorageFull(StorageError):
+    """No space left, or over quota."""
+
+
+class StorageUnavailable(StorageError, ConnectionError):
+    """The store could not be reached or answered 5xx or 429 after the driver's own retries. Retrying may cure it."""

@@ -1,0 +1,144 @@
+"""The verbs of a store, one protocol each; ask for the verb you need: `def digest(store: Get, ref: Ref) -> str`.
+
+Keys are `/`-separated, relative, without empty, `.` or `..` parts. Sizes and offsets are bytes. Every driver
+(`memory`, `folder`, `s3`) passes `tests/contract/test_store.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object as the store describes it.
+
+    `etag` identifies the content well enough for If-Match: an S3 ETag without quotes, or for a folder
+    `inode-size-mtime_ns-ctime_ns`. `version_id` is None where the bucket is not versioned. `modified` is timezone-aware.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+    version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An object pinned to one content: reads through it fail with PreconditionFailed once the content is another."""
+
+    key: str
+    size: int
+    etag: str
+    version_id: str | None = None
+    modified: str = ""
+    """ISO 8601, informative and part of the identity where there is no version id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a delimited listing: an object, or a common prefix (`info` is None, `key` ends in `/`)."""
+
+    key: str
+    info: ObjectInfo | None
+
+
+class Get(Protocol):
+    def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
+        """Return bytes [start, end) of the object (end None: to its end).
+
+        Raises ObjectNotFound, PreconditionFailed when `if_match` names other content.
+        """
+        ...
+
+    def open(
+        self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None
+    ) -> IO[bytes]:
+        """Open bytes [start, end) as a readable, closable stream with `readinto`, for objects too large for `get`.
+
+        A change of the object while it is read raises PreconditionFailed at the latest at end of stream.
+        """
+        ...
+
+
+class Head(Protocol):
+    def head(self, key: str) -> ObjectInfo:
+        """Describe one object. Raises ObjectNotFound."""
+        ...
+
+
+class List(Protocol):
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with `prefix`, all of a `/`-folder together, lazily, page by page."""
+        ...
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield one level under `prefix` (which is empty or ends in `/`): objects and common prefixes."""
+        ...
+
+
+class Put(Protocol):
+    def put(self, key: str, data: bytes | IO[bytes] | Path, *, if_none_match: bool = False) -> ObjectInfo:
+        """Store an object, whole or not at all: no reader ever sees a part of it.
+
+        With `if_none_match`, raises PreconditionFailed when the key already exists. Raises StorageFull.
+        """
+        ...
+
+
+class Copy(Protocol):
+    def copy(self, source: Ref, key: str) -> ObjectInfo:
+        """Copy pinned content to `key` within the store, server-side where it can. Raises PreconditionFailed."""
+        ...
+
+
+class Delete(Protocol):
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
+
+@runtime_checkable
+class LocalPath(Protocol):
+    """A store whose objects are files on this machine: readers may open (and map) them directly."""
+
+    def local_path(self, key: str) -> Path: ...
+
+
+@runtime_checkable
+class Presign(Protocol):
+    def presign(self, key: str, *, expires: int) -> str:
+        """Return a URL that reads the object for `expires` seconds without further credentials."""
+        ...
+
+
+@runtime_checkable
+class OpenWriter(Protocol):
+    def has_writer(self, key: str) -> bool:
+        """Say whether some process has the object open for writing just now."""
+        ...
+
+
+@runtime_checkable
+class OpenUploads(Protocol):
+    def uploads(self, prefix: str) -> list[str]:
+        """Return the keys under `prefix` with an unfinished multipart upload."""
+        ...
+
+
+class Store(Get, Head, List, Put, Copy, Delete, Protocol):
+    """All verbs together: what `open_store` returns."""
+
+    @property
+    def url(self) -> str:
+        """Where the store is, without secrets: `s3://bucket/prefix`, `file:///path`, `memory://name`."""
+        ...
+
+    def check(self) -> None:
+        """Prove that the store answers. Raises AccessDenied, BucketNotFound or StorageUnavailable, saying which and why."""
+        ...

@@ -1,0 +1,5 @@
+"""Fixtures come from tests/fixtures, one module per real part."""
+
+from __future__ import annotations
+
+pytest_plugins: list[str] = []
