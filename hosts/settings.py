@@ -1,0 +1,37 @@
+"""Settings of a host agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class HostSettings(BaseModel):
+    """One inference server: where it serves, what it keeps, how it loads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="", description="The host's name; empty: the machine's.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels that fleets choose hosts by.")
+    address: str = Field(default="127.0.0.1", description="Address to serve inference on.")
+    port: int = Field(default=8500, ge=0, le=65535, description="Port to serve inference on; 0 takes a free one.")
+    url: str = Field(default="", description="Where clients reach this host; empty: from address and port.")
+    data: Path = Field(default=Path("host"), description="Folder of the host's identity and verified blobs.")
+    enrolment_token: SecretStr | None = Field(default=None, description="One-time token for the first start.")
+    device: str = Field(default="cpu", description="Device to serve on: cpu, cuda, cuda:1.")
+    threads: int = Field(default=1, ge=1, description="Torch threads an engine child.")
+    poll_seconds: float = Field(default=30.0, gt=0, description="Longest wait of one poll for assignments (s).")
+    report_seconds: float = Field(
+        default=5.0, gt=0, description="How often statistics are reported without a change (s)."
+    )
+    keep_previous: bool = Field(default=True, description="Keep the last version loaded for instant rollback.")
+    drain_seconds: float = Field(
+        default=30.0, ge=0, description="Longest wait for requests of a version that goes (s)."
+    )
+    load_seconds: float = Field(default=600.0, gt=0, description="Longest load of a variant (s).")
+    request_seconds: float = Field(default=60.0, gt=0, description="Longest inference request (s).")
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body (bytes).")
+    factories: tuple[str, ...] = Field(
+        default=(), description="Patterns of factories this host may run: package.module:name."
+    )

@@ -1,0 +1,86 @@
+"""What the registry can refuse, as nouns with data that are also what they mean."""
+
+from __future__ import annotations
+
+
+class RegistryError(Exception):
+    """The root. `status` is the HTTP status that the API answers with, `code` the problem's stable name."""
+
+    status = 500
+    code = "internal"
+
+
+class NotFound(RegistryError, LookupError):
+    """`what` (model, version, host …) named `name` is not there."""
+
+    status = 404
+    code = "not-found"
+
+    def __init__(self, what: str, name: object) -> None:
+        super().__init__(f"no {what} {name}")
+        self.what, self.name = what, name
+
+
+class Conflict(RegistryError):
+    """The state does not allow it, or somebody was faster; the message says what is there."""
+
+    status = 409
+    code = "conflict"
+
+
+class RevisionMismatch(Conflict):
+    """If-Match named another revision than the row has."""
+
+    status = 412
+    code = "revision-mismatch"
+
+    def __init__(self, what: str, expected: int, found: int) -> None:
+        super().__init__(f"{what} is at revision {found}, not {expected}: read it again")
+        self.expected, self.found = expected, found
+
+
+class Invalid(RegistryError, ValueError):
+    """A value breaks a rule; the message names both."""
+
+    status = 422
+    code = "invalid"
+
+
+class InvalidRecipe(Invalid):
+    """`recipe.yaml` is wrong; the message names lines and fields."""
+
+    code = "invalid-recipe"
+
+
+class Unauthorized(RegistryError, PermissionError):
+    """No token, or one that is unknown, expired, revoked or used up."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(RegistryError, PermissionError):
+    """The token's role does not allow this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class StaleEpoch(Conflict):
+    """A newer process of the same host is registered: this one is fenced and must end."""
+
+    code = "stale-epoch"
+
+
+class FencedOut(RegistryError):
+    """The job's lease went to another attempt: the outcome is not recorded, nothing is lost."""
+
+    status = 409
+    code = "fenced-out"
+
+
+class Unavailable(RegistryError, ConnectionError):
+    """The registry or its database cannot be reached just now; retrying may cure it."""
+
+    status = 503
+    code = "unavailable"

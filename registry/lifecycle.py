@@ -1,0 +1,194 @@
+"""What a version, a variant, a job and a rollout can be, and what follows from what.
+
+`TRANSITIONS` is code and documentation at once: every change of status goes through `check`. `plan` is pure: the worker
+that finishes a job and the daemon's reconcile loop run the same one, under the subject's row lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class VersionStatus(StrEnum):
+    DISCOVERED = "discovered"
+    """Recorded; its jobs decide."""
+    READY = "ready"
+    """The original passed every blocking gate: it may be served."""
+    REJECTED = "rejected"
+    """Sound, but it failed a gate (or holds non-finite values)."""
+    QUARANTINED = "quarantined"
+    """Hostile, corrupt, or not provably safe."""
+    NEEDS_BINDING = "needs_binding"
+    """Sound tensors, but no single program that they belong to."""
+    SUPERSEDED = "superseded"
+    """Its bytes changed in the bucket before they were safe in the artifact store."""
+    ARCHIVED = "archived"
+    """Put away by a person; no host is given it any more."""
+
+
+class VariantStatus(StrEnum):
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not_applicable"
+    REJECTED = "rejected"
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    """Its attempts are used up; `plan` fails closed."""
+    CANCELLED = "cancelled"
+    """Nobody needs its outcome any more (its rollout ended, its subject was archived)."""
+
+
+class RolloutStatus(StrEnum):
+    PENDING = "pending"
+    """Waits for a person's approval."""
+    RUNNING = "running"
+    HOLDING = "holding"
+    """Cannot go on by itself; `reason` says what is missing. It goes on when that is there."""
+    PAUSED = "paused"
+    """A person stopped it; only a person lets it go on."""
+    ROLLING_BACK = "rolling_back"
+    FINISHED = "finished"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+    """Ended before it assigned anything."""
+
+
+class CheckpointState(StrEnum):
+    WAITING = "waiting"
+    """Not complete, or its recipe is invalid; `reason` says which and what to do."""
+    COMPLETE = "complete"
+    """Recorded as a version."""
+    REFUSED = "refused"
+    """Will never become a version as it is (unsupported format, bad name)."""
+
+
+class Stage(StrEnum):
+    VALIDATE = "validate"
+    EVALUATE = "evaluate"
+    ROLLOUT = "rollout"
+    """One recorded step of a rollout."""
+
+
+class Verdict(StrEnum):
+    PASSED = "passed"
+    REJECTED = "rejected"
+    QUARANTINED = "quarantined"
+    NEEDS_BINDING = "needs_binding"
+    SUPERSEDED = "superseded"
+    NOT_APPLICABLE = "not_applicable"
+
+
+QUEUES: Mapping[Stage, str] = MappingProxyType({Stage.VALIDATE: "cpu", Stage.EVALUATE: "cpu", Stage.ROLLOUT: "control"})
+
+V, R = VersionStatus, RolloutStatus
+TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
+    {
+        V.DISCOVERED: frozenset({V.READY, V.REJECTED, V.QUARANTINED, V.NEEDS_BINDING, V.SUPERSEDED}),
+        # A fast-lane version is evaluated after it became ready, and may fail then.
+        V.READY: frozenset({V.REJECTED, V.QUARANTINED, V.ARCHIVED}),
+        # `rejudge` opens these again; a new template does so for needs_binding.
+        V.REJECTED: frozenset({V.DISCOVERED, V.ARCHIVED}),
+        V.QUARANTINED: frozenset({V.DISCOVERED, V.ARCHIVED}),
+        V.NEEDS_BINDING: frozenset({V.DISCOVERED, V.ARCHIVED}),
+        V.SUPERSEDED: frozenset({V.ARCHIVED}),
+        V.ARCHIVED: frozenset(),
+        R.PENDING: frozenset({R.RUNNING, R.ABORTED}),
+        R.RUNNING: frozenset({R.HOLDING, R.PAUSED, R.ROLLING_BACK, R.FINISHED}),
+        R.HOLDING: frozenset({R.RUNNING, R.PAUSED, R.ROLLING_BACK, R.FINISHED}),
+        R.PAUSED: frozenset({R.RUNNING, R.ROLLING_BACK}),
+        R.ROLLING_BACK: frozenset({R.ROLLED_BACK}),
+        R.FINISHED: frozenset(),
+        R.ROLLED_BACK: frozenset(),
+        R.ABORTED: frozenset(),
+    }
+)
+
+ACTIVE_ROLLOUT = (R.PENDING, R.RUNNING, R.HOLDING, R.PAUSED, R.ROLLING_BACK)
+"""At most one of these per (model, fleet): a partial unique index holds it."""
+
+
+class IllegalTransition(ValueError):
+    """The status cannot change like that; `old` and `new` are on the error."""
+
+    def __init__(self, old: StrEnum, new: StrEnum) -> None:
+        allowed = ", ".join(sorted(TRANSITIONS[old])) or "nothing: it is an end"
+        super().__init__(f"{type(old).__name__} {old} cannot become {new}; allowed: {allowed}")
+        self.old, self.new = old, new
+
+
+def check(old: StrEnum, new: StrEnum) -> None:
+    """Raise IllegalTransition unless `TRANSITIONS` allows old → new."""
+    if new not in TRANSITIONS[old]:
+        raise IllegalTransition(old, new)
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """What `plan` needs of a job of the version's current judgement."""
+
+    stage: Stage
+    state: JobState
+    verdict: Verdict | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The status that follows (the present one, when nothing changes), why, and the jobs to insert."""
+
+    status: VersionStatus
+    reason: str
+    jobs: tuple[Stage, ...] = ()
+
+
+_VERDICT_STATUS = {
+    Verdict.REJECTED: V.REJECTED,
+    Verdict.QUARANTINED: V.QUARANTINED,
+    Verdict.NEEDS_BINDING: V.NEEDS_BINDING,
+    Verdict.SUPERSEDED: V.SUPERSEDED,
+}
+
+
+def plan(status: VersionStatus, reason: str, *, fast: bool, jobs: Sequence[JobView]) -> Plan:
+    """Name a version's next status and jobs from its jobs alone. Pure.
+
+    `fast` is the fast lane: ready after validation, evaluation runs behind the rollout and can still reject.
+    """
+    by_stage = {job.stage: job for job in jobs}
+    stay = Plan(status, reason)
+    if status not in (V.DISCOVERED, V.READY):
+        return stay
+    validate = by_stage.get(Stage.VALIDATE)
+    if validate is None:
+        return Plan(status, reason, (Stage.VALIDATE,))
+    if (ended := _ended(validate)) is not None:
+        return ended
+    if validate.state is not JobState.DONE:
+        return stay
+    evaluate = by_stage.get(Stage.EVALUATE)
+    if evaluate is None:
+        return Plan(V.READY if fast else status, validate.reason, (Stage.EVALUATE,))
+    if (ended := _ended(evaluate)) is not None:
+        return ended
+    if evaluate.state is JobState.DONE:
+        return Plan(V.READY, evaluate.reason)
+    return Plan(V.READY, validate.reason) if fast else stay
+
+
+def _ended(job: JobView) -> Plan | None:
+    """The end that a job brings, if it does: a verdict, or attempts used up (which fails closed)."""
+    if job.state is JobState.FAILED:
+        status = V.QUARANTINED if job.stage is Stage.VALIDATE else V.REJECTED
+        return Plan(status, f"{job.stage} did not finish: {job.reason}")
+    if job.state is JobState.DONE and job.verdict in _VERDICT_STATUS:
+        return Plan(_VERDICT_STATUS[job.verdict], job.reason)
+    return None

@@ -1,0 +1,425 @@
+"""The tables. Every fact Weighbridge knows is a row here; everything else is re-derived from them.
+
+Times are seconds since the epoch by the database's own clock (`db.now()`), so that leases of several machines compare.
+Digests are BLAKE3, hex. JSON columns hold values that are read and written whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT
+
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite gives row ids only to INTEGER columns."""
+_ACTIVE = text("status IN ({})".format(", ".join(f"'{status}'" for status in ACTIVE_ROLLOUT)))
+
+
+def _time(*, nullable: bool = False, index: bool = False) -> Any:
+    return Field(default=None, sa_column=Column(Double, nullable=nullable, index=index))
+
+
+def _json(default: type = dict) -> Any:
+    return Field(default_factory=default, sa_column=Column(JSON, nullable=False))
+
+
+def _text(default: str = "") -> Any:
+    return Field(default=default, sa_column=Column(Text, nullable=False))
+
+
+def _bytes() -> Any:
+    return Field(default=0, sa_column=Column(BigInteger, nullable=False))
+
+
+class Model(SQLModel, table=True):
+    """A named line of versions. `next_version` is taken by UPDATE … RETURNING: never MAX+1, never reused."""
+
+    __tablename__ = "model"
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True, max_length=255)
+    description: str = _text()
+    next_version: int = Field(default=1)
+    revision: int = Field(default=1)
+    created_at: float = _time()
+
+
+class Recipe(SQLModel, table=True):
+    """One revision of a model's `recipe.yaml`, as it was read, and what the operator's policy made of it."""
+
+    __tablename__ = "recipe"
+    __table_args__ = (UniqueConstraint("model_id", "digest"),)
+    id: int | None = Field(default=None, primary_key=True)
+    model_id: int = Field(foreign_key="model.id", index=True)
+    digest: str = Field(max_length=64)
+    """Of the text and of the policy that it was merged with: a new policy makes a new revision."""
+    text: str = _text()
+    effective: dict[str, Any] = _json()
+    """The recipe after the policy (registry.recipe.Recipe): what judges the versions that pin this revision."""
+    ignored: list[str] = _json(list)
+    """What the recipe asked for and the policy does not allow, in words."""
+    created_at: float = _time()
+
+
+class Checkpoint(SQLModel, table=True):
+    """A path in the watched bucket, as last seen; complete content becomes a version. Says what waits and why."""
+
+    __tablename__ = "checkpoint"
+    __table_args__ = (UniqueConstraint("model", "path"),)
+    id: int | None = Field(default=None, primary_key=True)
+    model: str = Field(max_length=255, index=True)
+    """The model's name; the model row itself is made with its first version."""
+    path: str = Field(max_length=1024)
+    state: str = Field(max_length=16, index=True)
+    proof: str = Field(default="", max_length=16)
+    reason: str = _text()
+    seen: str = Field(default="", max_length=64)
+    """Digest of the listing (keys, etags, sizes) that led to this state: the same listing is not looked at again."""
+    revision: int = Field(default=1)
+    created_at: float = _time()
+    updated_at: float = _time()
+
+
+class Version(SQLModel, table=True):
+    """One registered checkpoint of a model; immutable but for its status. Unique by the digest of its pins."""
+
+    __tablename__ = "version"
+    __table_args__ = (
+        UniqueConstraint("model_id", "number"),
+        UniqueConstraint("model_id", "pins_digest"),
+        UniqueConstraint("model_id", "idempotency_key"),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    model_id: int = Field(foreign_key="model.id", index=True)
+    number: int
+    checkpoint_id: int | None = Field(default=None, foreign_key="checkpoint.id", index=True)
+    path: str = Field(default="", max_length=1024)
+    status: str = Field(default="discovered", max_length=16, index=True)
+    reason: str = _text()
+    pins_digest: str = Field(max_length=64)
+    idempotency_key: str | None = Field(default=None, max_length=255)
+    proof: str = Field(default="", max_length=16)
+    proof_reason: str = _text()
+    unproven: bool = Field(default=False)
+    """Complete only by patience: barred from automatic rollout."""
+    recipe_id: int | None = Field(default=None, foreign_key="recipe.id")
+    eval_pin: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    """The evaluation set at record time (storage.Ref as a dict), or None."""
+    source_digest: str | None = Field(default=None, max_length=64)
+    """BLAKE3 of the canonical list of (path, size, digest); filled by validation."""
+    evidence: dict[str, Any] = _json()
+    facts: dict[str, Any] = _json()
+    judgement: int = Field(default=1)
+    """Counts `rejudge`s: part of the job keys, so that a new judgement runs new jobs."""
+    size: int = _bytes()
+    revision: int = Field(default=1)
+    created_at: float = _time()
+    ready_at: float | None = _time(nullable=True)
+
+
+class CheckpointFile(SQLModel, table=True):
+    """A file of a version, pinned: the content that was judged complete. `digest` is filled by validation."""
+
+    __tablename__ = "checkpoint_file"
+    __table_args__ = (UniqueConstraint("version_id", "key"),)
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    key: str = Field(max_length=1024)
+    size: int = _bytes()
+    etag: str = Field(max_length=255)
+    object_version: str | None = Field(default=None, max_length=255)
+    modified: str = Field(default="", max_length=40)
+    digest: str | None = Field(default=None, max_length=64)
+
+
+class Variant(SQLModel, table=True):
+    """One servable form of a version; `original` is made by validation."""
+
+    __tablename__ = "variant"
+    __table_args__ = (UniqueConstraint("version_id", "name"),)
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    name: str = Field(max_length=64)
+    status: str = Field(default="pending", max_length=16)
+    reason: str = _text()
+    artifact_digest: str | None = Field(default=None, max_length=64, index=True)
+    created_at: float = _time()
+
+
+class Blob(SQLModel, table=True):
+    """A blob that some artifact needs: hosts may fetch what is listed here for their assignments."""
+
+    __tablename__ = "blob"
+    digest: str = Field(primary_key=True, max_length=64)
+    size: int = _bytes()
+    created_at: float = _time()
+
+
+class ArtifactBlob(SQLModel, table=True):
+    """Which blobs an artifact is made of, itself included: decides what a host may fetch."""
+
+    __tablename__ = "artifact_blob"
+    artifact_digest: str = Field(primary_key=True, max_length=64)
+    blob_digest: str = Field(primary_key=True, max_length=64, foreign_key="blob.digest", index=True)
+
+
+class Template(SQLModel, table=True):
+    """A program that an operator registered from trusted code: a `.pt2` without weights, by name or fingerprint."""
+
+    __tablename__ = "template"
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(unique=True, max_length=255)
+    digest: str = Field(max_length=64)
+    fingerprint: str = Field(max_length=64, index=True)
+    parameters: dict[str, Any] = _json()
+    inputs: list[Any] = _json(list)
+    outputs: list[Any] = _json(list)
+    created_at: float = _time()
+
+
+class Metric(SQLModel, table=True):
+    """One measured number of a variant; `slice` is empty for the whole, else e.g. `class=3`."""
+
+    __tablename__ = "metric"
+    __table_args__ = (Index("ix_metric_variant_name", "variant_id", "name"),)
+    id: int | None = Field(default=None, primary_key=True)
+    variant_id: int = Field(foreign_key="variant.id")
+    name: str = Field(max_length=64)
+    value: float = Field(sa_column=Column(Double, nullable=False))
+    unit: str = Field(default="", max_length=32)
+    slice: str = Field(default="", max_length=64)
+    dataset_digest: str = Field(default="", max_length=64)
+    judgement: int = Field(default=1)
+    created_at: float = _time()
+
+
+class GateResult(SQLModel, table=True):
+    """A gate's verdict with the numbers that decided it."""
+
+    __tablename__ = "gate_result"
+    id: int | None = Field(default=None, primary_key=True)
+    variant_id: int = Field(foreign_key="variant.id", index=True)
+    gate: str = Field(max_length=128)
+    verdict: str = Field(max_length=16)
+    observed: float | None = _time(nullable=True)
+    limit: float | None = _time(nullable=True)
+    reason: str = _text()
+    judgement: int = Field(default=1)
+    created_at: float = _time()
+
+
+class Alias(SQLModel, table=True):
+    """A movable name of a version. The composite foreign key keeps it from dangling."""
+
+    __tablename__ = "alias"
+    __table_args__ = (ForeignKeyConstraint(["model_id", "number"], ["version.model_id", "version.number"]),)
+    model_id: int = Field(primary_key=True, foreign_key="model.id")
+    name: str = Field(primary_key=True, max_length=255)
+    number: int
+    revision: int = Field(default=1)
+    updated_at: float = _time()
+
+
+class Tag(SQLModel, table=True):
+    """A key and a value on a model (`number` 0) or a version."""
+
+    __tablename__ = "tag"
+    model_id: int = Field(primary_key=True, foreign_key="model.id")
+    number: int = Field(primary_key=True, default=0)
+    key: str = Field(primary_key=True, max_length=255)
+    value: str = _text()
+
+
+class Job(SQLModel, table=True):
+    """One stage to run for one subject. `attempt` is the fence: only the attempt that holds it records an outcome."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        Index("ix_job_open", "state", "not_before"),
+        Index("ix_job_subject", "subject_type", "subject_id"),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    key: str = Field(unique=True, max_length=255)
+    """`version:17:validate:1`, `rollout:4:step:3`: what makes a job once-only."""
+    subject_type: str = Field(max_length=16)
+    subject_id: int
+    stage: str = Field(max_length=32)
+    queue: str = Field(max_length=32)
+    state: str = Field(default="queued", max_length=16)
+    attempt: int = Field(default=0)
+    max_attempts: int = Field(default=3)
+    not_before: float = Field(default=0.0, sa_column=Column(Double, nullable=False))
+    sent_at: float | None = _time(nullable=True)
+    """When it was last handed to the broker; None: not yet, or not since it was queued again."""
+    lease_owner: str | None = Field(default=None, max_length=255)
+    lease_until: float | None = _time(nullable=True)
+    progress: float = Field(default=0.0)
+    """0 to 1, for people to look at."""
+    verdict: str | None = Field(default=None, max_length=16)
+    reason: str = _text()
+    outcome: dict[str, Any] = _json()
+    created_at: float = _time()
+    started_at: float | None = _time(nullable=True)
+    finished_at: float | None = _time(nullable=True)
+
+
+class Event(SQLModel, table=True):
+    """What changed, before and after, who caused it. `seq` is given after commit by the sequencer, without gaps."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        Index(
+            "ix_event_unsequenced",
+            "id",
+            sqlite_where=text("seq IS NULL"),
+            postgresql_where=text("seq IS NULL"),
+        ),
+    )
+    id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True))
+    seq: int | None = Field(default=None, sa_column=Column(BigInteger, unique=True))
+    kind: str = Field(max_length=64, index=True)
+    """`version.recorded`, `version.ready`, `rollout.step`, `host.enrolled`, …: subject dot past tense."""
+    model: str | None = Field(default=None, max_length=255, index=True)
+    version: int | None = Field(default=None)
+    subject: str = Field(default="", max_length=64)
+    """`version:17`, `rollout:4`, `host:ab12`."""
+    before: dict[str, Any] = _json()
+    after: dict[str, Any] = _json()
+    actor: str = Field(default="", max_length=255)
+    reason: str = _text()
+    created_at: float = _time()
+
+
+class Host(SQLModel, table=True):
+    """One inference server on one machine. A newer epoch fences an older process of the same host."""
+
+    __tablename__ = "host"
+    id: str = Field(primary_key=True, max_length=64)
+    name: str = Field(default="", max_length=255)
+    url: str = Field(default="", max_length=1024)
+    """Where it serves the inference protocol; informative."""
+    labels: dict[str, Any] = _json()
+    device: dict[str, Any] = _json()
+    epoch: int = Field(default=0)
+    state: str = Field(default="enrolled", max_length=16)
+    """enrolled | retired"""
+    desired_revision: int = Field(default=0)
+    """Grows with every change of its assignments: what the long poll waits for."""
+    seen_at: float | None = _time(nullable=True)
+    created_at: float = _time()
+
+
+class Assignment(SQLModel, table=True):
+    """What a host should hold of a model, and what it says that it holds."""
+
+    __tablename__ = "assignment"
+    host_id: str = Field(primary_key=True, max_length=64, foreign_key="host.id")
+    model_id: int = Field(primary_key=True, foreign_key="model.id")
+    generation: int = Field(default=1)
+    slots: list[Any] = _json(list)
+    """[{version, variant, artifact, role, weight, mirror}] as schemas.Slot."""
+    rollout_id: int | None = Field(default=None, foreign_key="rollout.id")
+    observed: dict[str, Any] = _json()
+    """The host's last report for this model, as schemas.ObservedModel."""
+    observed_at: float | None = _time(nullable=True)
+    requests: int = _bytes()
+    """Since this generation went live."""
+    errors: int = _bytes()
+    last_interval: str = Field(default="", max_length=64)
+    assigned_at: float = _time()
+    live_at: float | None = _time(nullable=True)
+    """When the host first reported this generation live."""
+
+
+class Rollout(SQLModel, table=True):
+    """The recorded, resumable move of a fleet from one version to another, in waves."""
+
+    __tablename__ = "rollout"
+    __table_args__ = (
+        Index(
+            "uq_rollout_active",
+            "model_id",
+            "fleet",
+            unique=True,
+            sqlite_where=_ACTIVE,
+            postgresql_where=_ACTIVE,
+        ),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    model_id: int = Field(foreign_key="model.id", index=True)
+    fleet: str = Field(default="{}", max_length=1024)
+    """Canonical JSON of the labels that choose its hosts."""
+    number: int
+    """The version that is rolled out."""
+    variant: str = Field(default="original", max_length=64)
+    artifact_digest: str = Field(max_length=64)
+    from_number: int | None = Field(default=None)
+    """The champion when it started: what a roll back returns to. None: nothing served before."""
+    status: str = Field(default="running", max_length=16, index=True)
+    reason: str = _text()
+    settings: dict[str, Any] = _json()
+    """recipe.RolloutSettings at its start: a later recipe does not change a rollout under way."""
+    wave: int = Field(default=0)
+    """Waves assigned so far."""
+    step: int = Field(default=0)
+    state: dict[str, Any] = _json()
+    """What next_step carries between steps: wave hosts, bake start, lost hosts; the judge's floats later."""
+    request: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    """A person's wish not yet acted on: {verb, actor, reason}."""
+    actor: str = Field(default="", max_length=255)
+    revision: int = Field(default=1)
+    created_at: float = _time()
+    finished_at: float | None = _time(nullable=True)
+
+
+class RolloutStep(SQLModel, table=True):
+    """One step that did something, with what it saw: enough to explain a rollout afterwards."""
+
+    __tablename__ = "rollout_step"
+    __table_args__ = (UniqueConstraint("rollout_id", "number"),)
+    id: int | None = Field(default=None, primary_key=True)
+    rollout_id: int = Field(foreign_key="rollout.id", index=True)
+    number: int
+    action: str = Field(max_length=32)
+    detail: dict[str, Any] = _json()
+    observations: dict[str, Any] = _json()
+    actor: str = Field(default="", max_length=255)
+    created_at: float = _time()
+
+
+class Token(SQLModel, table=True):
+    """A bearer token's hash; the token is shown once. Role: viewer, publisher, approver, admin, host or enrol."""
+
+    __tablename__ = "token"
+    id: int | None = Field(default=None, primary_key=True)
+    hash: str = Field(unique=True, max_length=64)
+    role: str = Field(max_length=16)
+    name: str = Field(default="", max_length=255)
+    host_id: str | None = Field(default=None, max_length=64)
+    expires_at: float | None = _time(nullable=True)
+    used_at: float | None = _time(nullable=True)
+    revoked_at: float | None = _time(nullable=True)
+    created_at: float = _time()
+
+
+class Lease(SQLModel, table=True):
+    """What must be single among equal daemons. `epoch` grows with every change of owner and fences the old one."""
+
+    __tablename__ = "lease"
+    name: str = Field(primary_key=True, max_length=64)
+    owner: str = Field(default="", max_length=255)
+    epoch: int = Field(default=0)
+    until: float = Field(default=0.0, sa_column=Column(Double, nullable=False))

@@ -1,0 +1,251 @@
+"""A model's wishes (`recipe.yaml`, untrusted), the operator's policy (settings, trusted), and what both make together.
+
+Wrong recipes are refused whole, with the line and the field. A recipe can ask for less than the policy allows, never
+for more: `effective` names what it ignored.
+"""
+
+from __future__ import annotations
+
+import operator
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+import yaml
+from blake3 import blake3
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from weighbridge.registry.errors import InvalidRecipe
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorWish(_Strict):
+    """An input or output of a factory's program; templates carry their own."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ProgramWish(_Strict):
+    """The program the weights belong to: a registered template's name, or an allow-listed `package.module:factory`."""
+
+    template: str | None = None
+    factory: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ProgramWish:
+        if (self.template is None) == (self.factory is None):
+            raise ValueError("give either template or factory")
+        return self
+
+
+class Gate(_Strict):
+    """A rule on a metric. `min`, `max`: bounds. `max_drop`: how much less than the champion, on one evaluation set."""
+
+    metric: Literal["accuracy", "precision", "recall", "f1"]
+    min: float | None = None
+    max: float | None = None
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Gate:
+        if self.min is None and self.max is None and self.max_drop is None:
+            raise ValueError("give at least one of min, max, max_drop")
+        return self
+
+
+def _wave(value: int | str) -> int | str:
+    if isinstance(value, int):
+        if value < 1:
+            raise ValueError("a wave has at least one host")
+        return value
+    number = value.removesuffix("%")
+    if number == value or not number.isdigit() or not 0 < int(number) <= 100:
+        raise ValueError("a wave is a count of hosts (1) or a share of the fleet ('25%')")
+    return value
+
+
+Wave = Annotated[int | str, AfterValidator(_wave)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RolloutSettings(_Strict):
+    """How a fleet moves. Waves are cumulative; the last one is always the whole fleet. Times are seconds."""
+
+    automatic: bool = False
+    """Start by itself when a version becomes ready."""
+    approval: bool = False
+    """Wait for a person's `approve` before the first wave."""
+    fleet: dict[str, str] = Field(default_factory=dict)
+    """Labels that a host must carry; empty: every host."""
+    waves: tuple[Wave, ...] = (1, "100%")
+    bake: Annotated[float, Field(ge=0, le=7 * 86400)] = 30.0
+    """How long a wave must stay healthy before the next."""
+    max_error_rate: Share = 0.01
+    """The absolute limit of failed requests, per host of the wave, during the bake."""
+    min_requests: Annotated[int, Field(ge=0)] = 20
+    """Below this many requests a host's error rate decides nothing."""
+    lost_after: Annotated[float, Field(gt=0)] = 60.0
+    """A host silent for this long leaves the wave and is reported."""
+    max_lost: Annotated[int, Field(ge=0)] = 0
+    """More lost hosts than this: hold."""
+    load_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """A host that has not the new version live after this long fails the wave."""
+
+
+class Recipe(_Strict):
+    """Everything a model's owner may wish for."""
+
+    program: ProgramWish | None = None
+    inputs: tuple[TensorWish, ...] = ()
+    outputs: tuple[TensorWish, ...] = ()
+    lane: Literal["standard", "fast"] = "standard"
+    """fast: ready after validation; evaluation runs behind the rollout and can roll it back."""
+    gates: tuple[Gate, ...] = ()
+    rollout: RolloutSettings = RolloutSettings()
+
+
+class Policy(_Strict):
+    """What no recipe weakens, for the models whose name matches `model` (a shell pattern). The operator's."""
+
+    model: str = "*"
+    programs: tuple[str, ...] = ("template:*",)
+    """Patterns of allowed programs: `template:NAME`, `factory:package.module:name`. A factory must be named here."""
+    gates: tuple[Gate, ...] = ()
+    """Minimum gates, added to the recipe's."""
+    automatic: bool | None = None
+    """True: also without a recipe. False: never. None: as the recipe says; without a recipe never."""
+    approval: bool = False
+    fast_lane: bool = True
+    """Whether recipes may ask for the fast lane."""
+    min_bake: float = 0.0
+    """Seconds."""
+    max_error_rate: Share = 1.0
+    max_lost: int | None = None
+    """The most lost hosts that a recipe may allow; None: no bound."""
+
+
+NO_POLICY = Policy()
+
+
+def policy_for(model: str, policies: tuple[Policy, ...]) -> Policy:
+    """The first policy whose pattern matches, or NO_POLICY (templates only, nothing automatic without a recipe)."""
+    return next((policy for policy in policies if fnmatchcase(model, policy.model)), NO_POLICY)
+
+
+def program_allowed(policy: Policy, program: str) -> bool:
+    """Whether `template:NAME` or `factory:package.module:name` is allowed."""
+    return any(fnmatchcase(program, pattern) for pattern in policy.programs)
+
+
+def effective(recipe: Recipe | None, policy: Policy) -> tuple[Recipe, list[str]]:
+    """Merge; return the recipe that judges, and in words what the given one asked for in vain."""
+    ignored: list[str] = []
+    given = recipe or Recipe(rollout=RolloutSettings(automatic=bool(policy.automatic)))
+    rollout = given.rollout
+    changes: dict[str, Any] = {}
+
+    def overrule(field: str, value: object, rule: str) -> None:
+        ignored.append(f"rollout.{field}: {getattr(rollout, field)} is overruled by the policy ({rule})")
+        changes[field] = value
+
+    if policy.automatic is False and rollout.automatic:
+        overrule("automatic", False, "automatic = false")
+    if policy.approval and not rollout.approval:
+        changes["approval"] = True
+        if recipe is not None and "approval" in recipe.rollout.model_fields_set:
+            ignored.append("rollout.approval: false is overruled by the policy (approval = true)")
+    if rollout.bake < policy.min_bake:
+        overrule("bake", policy.min_bake, f"min_bake = {policy.min_bake:g} s")
+    if rollout.max_error_rate > policy.max_error_rate:
+        overrule("max_error_rate", policy.max_error_rate, f"max_error_rate = {policy.max_error_rate:g}")
+    if policy.max_lost is not None and rollout.max_lost > policy.max_lost:
+        overrule("max_lost", policy.max_lost, f"max_lost = {policy.max_lost}")
+    lane = given.lane
+    if lane == "fast" and not policy.fast_lane:
+        ignored.append("lane: fast is overruled by the policy (fast_lane = false)")
+        lane = "standard"
+    gates, weaker = _merge_gates(given.gates, policy.gates)
+    ignored += weaker
+    program = given.program
+    if program is not None:
+        wish = f"template:{program.template}" if program.template else f"factory:{program.factory}"
+        if not program_allowed(policy, wish):
+            # Kept: validation refuses it by name, so that the version says so too.
+            ignored.append(f"program: {wish} is not allowed by the policy (programs = {', '.join(policy.programs)})")
+    return given.model_copy(
+        update={"lane": lane, "gates": gates, "rollout": rollout.model_copy(update=changes)}
+    ), ignored
+
+
+def _merge_gates(wished: tuple[Gate, ...], minimum: tuple[Gate, ...]) -> tuple[tuple[Gate, ...], list[str]]:
+    """All of both; a wished bound that is weaker than the policy's on the same metric is named."""
+    ignored = []
+    for floor in minimum:
+        for gate in wished:
+            if gate.metric != floor.metric:
+                continue
+            pairs = (
+                ("min", gate.min, floor.min, operator.lt),
+                ("max", gate.max, floor.max, operator.gt),
+                ("max_drop", gate.max_drop, floor.max_drop, operator.gt),
+            )
+            ignored += [
+                f"gates.{gate.metric}.{name}: {own:g} is overruled by the policy ({name} = {bound:g})"
+                for name, own, bound, weaker in pairs
+                if own is not None and bound is not None and weaker(own, bound)
+            ]
+    return (*minimum, *(gate for gate in wished if gate not in minimum)), ignored
+
+
+def parse(text: str | bytes, *, name: str = "recipe.yaml") -> Recipe:
+    """Read a recipe. Raises InvalidRecipe naming the line and the field of everything that is wrong."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except UnicodeDecodeError as exc:
+        raise InvalidRecipe(f"{name}: not UTF-8 text (byte {exc.start})") from exc
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InvalidRecipe(f"{name}{where}: {getattr(exc, 'problem', None) or exc}") from exc
+    if data is None:
+        return Recipe()
+    if not isinstance(data, dict):
+        raise InvalidRecipe(f"{name} line 1: a recipe is a mapping of fields, not a {type(data).__name__}")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as exc:
+        problems = [
+            f"{name} line {_line(node, error['loc'])}: {'.'.join(map(str, error['loc']))}: {error['msg']}"
+            for error in exc.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise InvalidRecipe("; ".join(problems)) from exc
+
+
+def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
+    """The 1-based line where `loc` stands, or that of its nearest parent that stands there."""
+    line = node.start_mark.line if node else 0
+    for part in loc:
+        child: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if pair:
+                line, child = pair[0].start_mark.line, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            child = node.value[part]
+            line = child.start_mark.line
+        if child is None:
+            break
+        node = child
+    return line + 1
+
+
+def revision_digest(text: str, policy: Policy) -> str:
+    """Identity of a recipe revision: BLAKE3 of the text and of the policy that it is merged with."""
+    return blake3(f"{text}\0{policy.model_dump_json()}".encode()).hexdigest()

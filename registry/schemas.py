@@ -1,0 +1,339 @@
+"""The wire types of the REST API, for clients and hosts. No SQLModel here: it would cost every client 345 ms.
+
+Times are ISO 8601 in UTC. A test compares the fields with the tables'.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+class Wire(BaseModel):
+    """Unknown fields are ignored, so that an older client can talk to a newer registry."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Page(Wire, Generic[T]):
+    """One page of a listing. `next` is the opaque cursor of the following page, None at the end."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class Problem(Wire):
+    """RFC 9457 problem details: every error of the API."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class Model(Wire):
+    name: str
+    description: str = ""
+    latest: int | None = None
+    """The highest version number, None before the first."""
+    aliases: dict[str, int] = {}
+    tags: dict[str, str] = {}
+    revision: int
+    created_at: datetime
+
+
+class Metric(Wire):
+    name: str
+    value: float
+    unit: str = ""
+    slice: str = ""
+    dataset_digest: str = ""
+
+
+class GateResult(Wire):
+    gate: str
+    verdict: str
+    observed: float | None = None
+    limit: float | None = None
+    reason: str = ""
+
+
+class File(Wire):
+    """A file of a checkpoint as pinned; `digest` is filled by validation."""
+
+    key: str
+    size: int
+    etag: str
+    digest: str | None = None
+
+
+class Job(Wire):
+    id: int
+    key: str
+    stage: str
+    queue: str
+    state: str
+    attempt: int
+    max_attempts: int
+    progress: float
+    verdict: str | None = None
+    reason: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class Variant(Wire):
+    name: str
+    status: str
+    reason: str = ""
+    artifact_digest: str | None = None
+    metrics: list[Metric] = []
+    gates: list[GateResult] = []
+
+
+class Version(Wire):
+    model: str
+    number: int
+    status: str
+    reason: str = ""
+    path: str = ""
+    proof: str = ""
+    unproven: bool = False
+    source_digest: str | None = None
+    size: int = 0
+    aliases: list[str] = []
+    tags: dict[str, str] = {}
+    evidence: dict[str, Any] = {}
+    revision: int
+    created_at: datetime
+    ready_at: datetime | None = None
+
+
+class VersionDetail(Version):
+    """One version whole: what it is made of, what was proven and measured, what runs."""
+
+    proof_reason: str = ""
+    recipe: dict[str, Any] | None = None
+    """The effective recipe that judges it."""
+    recipe_ignored: list[str] = []
+    facts: dict[str, Any] = {}
+    files: list[File] = []
+    variants: list[Variant] = []
+    jobs: list[Job] = []
+
+
+class Checkpoint(Wire):
+    """A path in the bucket that is not (only) a version: what waits, or was refused, and why."""
+
+    model: str
+    path: str
+    state: str
+    proof: str = ""
+    reason: str = ""
+    created_at: datetime
+    updated_at: datetime
+
+
+class Template(Wire):
+    name: str
+    digest: str
+    fingerprint: str
+    parameters: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    created_at: datetime
+
+
+class Event(Wire):
+    seq: int
+    kind: str
+    model: str | None = None
+    version: int | None = None
+    subject: str = ""
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    actor: str = ""
+    reason: str = ""
+    created_at: datetime
+
+
+# --- the host protocol (docs/host-protocol.md)
+
+
+class Enrolment(Wire):
+    """What a host says of itself. `id` is persisted by the host; empty at the very first start."""
+
+    id: str = ""
+    name: str
+    url: str = ""
+    """Base URL where it serves the inference protocol."""
+    labels: dict[str, str] = {}
+    device: dict[str, Any] = {}
+
+
+class Enrolled(Wire):
+    """The host's id, the epoch that fences its older processes, its host-scoped token (None on an open registry)."""
+
+    id: str
+    epoch: int
+    token: str | None = None
+
+
+class Slot(Wire):
+    """One thing a host should hold: a version's variant, what it is for, and its share of the live traffic."""
+
+    version: int
+    variant: str
+    artifact: str
+    role: Literal["live", "standby"] = "live"
+    weight: float = 1.0
+    mirror: bool = False
+
+
+class DesiredModel(Wire):
+    """`generation` grows with every change of the slots; a host reports which one it holds."""
+
+    model: str
+    generation: int
+    slots: list[Slot]
+
+
+class Desired(Wire):
+    """A host's whole desired state at `revision`; a model that is not listed is to be unloaded."""
+
+    revision: int
+    models: list[DesiredModel]
+
+
+class Interval(Wire):
+    """What a slot served between two reports; `id` grows within an epoch and deduplicates repeated reports."""
+
+    id: str
+    seconds: float
+    requests: int = 0
+    errors: int = 0
+    """The server's own failures (5xx, engine), not bad requests."""
+    latency: dict[str, int] = {}
+    """Counts by upper bound in seconds, as text; `+Inf` last."""
+
+
+class ObservedSlot(Wire):
+    version: int
+    variant: str
+    artifact: str
+    state: Literal["pending", "pulling", "loading", "live", "standby", "draining", "failed"]
+    reason: str = ""
+    golden: Literal["unchecked", "passed", "failed"] = "unchecked"
+    interval: Interval | None = None
+
+
+class ObservedModel(Wire):
+    model: str
+    generation: int
+    """The generation these slots are of."""
+    slots: list[ObservedSlot]
+
+
+class Observed(Wire):
+    """What a host holds. `epoch` fences: a report of an older process is refused with `stale-epoch`."""
+
+    epoch: int
+    models: list[ObservedModel]
+    memory: dict[str, float] = {}
+
+
+class AssignmentView(Wire):
+    """One model on one host, wanted and seen."""
+
+    model: str
+    generation: int
+    slots: list[Slot]
+    observed: ObservedModel | None = None
+    requests: int = 0
+    errors: int = 0
+    live_at: datetime | None = None
+
+
+class Host(Wire):
+    id: str
+    name: str
+    url: str = ""
+    labels: dict[str, str] = {}
+    device: dict[str, Any] = {}
+    epoch: int
+    state: str
+    silent_seconds: float | None = None
+    """Since its last call; None: it never called."""
+    assignments: list[AssignmentView] = []
+    created_at: datetime
+
+
+# --- rollouts
+
+
+class RolloutStep(Wire):
+    number: int
+    action: str
+    detail: dict[str, Any] = {}
+    observations: dict[str, Any] = {}
+    actor: str = ""
+    created_at: datetime
+
+
+class Rollout(Wire):
+    id: int
+    model: str
+    fleet: dict[str, str] = {}
+    number: int
+    variant: str
+    from_number: int | None = None
+    status: str
+    reason: str = ""
+    wave: int
+    waves: list[int | str] = []
+    actor: str = ""
+    settings: dict[str, Any] = {}
+    steps: list[RolloutStep] = []
+    revision: int
+    created_at: datetime
+    finished_at: datetime | None = None
+
+
+class RolloutStart(Wire):
+    """Start a rollout by hand. Without `version` the newest ready one; `settings` override the recipe's rollout part,
+    within the operator's policy."""
+
+    model: str
+    version: int | None = None
+    settings: dict[str, Any] = {}
+    reason: str = ""
+
+
+class Decision(Wire):
+    """A person's `pause`, `resume`, `abort`, `promote` (skip the rest of the bake) or `approve`, with the reason."""
+
+    reason: str = Field(default="", max_length=2000)
+    actor: str = Field(default="", max_length=255)
+    """Only on an open (loopback) registry; elsewhere the token's name counts."""
+
+
+class Status(Wire):
+    """What goes on and what waits: the whole of `weighbridge status`."""
+
+    version: str
+    models: int
+    versions: dict[str, int]
+    """By status."""
+    jobs: dict[str, int]
+    """By state."""
+    waiting: list[Checkpoint]
+    """Checkpoints that wait or were refused, newest first (up to 100)."""
+    rollouts: list[Rollout]
+    hosts: int
+    last_seq: int

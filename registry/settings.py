@@ -1,0 +1,38 @@
+"""Settings of the registry and of everybody who opens its database or hears its notifications."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class RegistrySettings(BaseModel):
+    """The API server, its database and who may call it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; off loopback every call needs a token.")
+    port: int = Field(default=8400, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    url: str = Field(default="", description="Where clients and hosts reach the API; empty: from host and port.")
+    database: SecretStr = Field(
+        default=SecretStr("sqlite:///weighbridge.db"),
+        description="SQLAlchemy URL: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+    )
+    token: SecretStr | None = Field(default=None, description="Bearer token that this process calls the API with.")
+    poll_seconds: float = Field(default=0.25, gt=0, description="How often long polls look without a notification (s).")
+    page_size: int = Field(default=100, ge=1, le=1000, description="Rows a page when the caller names no number.")
+    tls_certificate: str = Field(
+        default="", description="PEM file of the server's certificate chain; empty: plain HTTP."
+    )
+    tls_key: str = Field(default="", description="PEM file of the certificate's key.")
+
+
+class BrokerSettings(BaseModel):
+    """Valkey or Redis: Celery's transport and the wake-up channel. Nothing is kept only there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="redis://[:PASSWORD@]HOST:PORT/DB, rediss://… or redis+socket:///PATH; memory:// for tests.",
+    )
+    channel: str = Field(default="weighbridge", description="Prefix of the notification channels and queue names.")

@@ -1,0 +1,35 @@
+"""Settings of the workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WorkerSettings(BaseModel):
+    """What one `weighbridge worker` process takes on, and for how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queues: tuple[str, ...] = Field(
+        default=("cpu", "control"), description="Queues to take jobs from: cpu, gpu, control."
+    )
+    concurrency: int = Field(default=2, ge=1, description="Jobs at once in this process.")
+    threads: int = Field(default=1, ge=1, description="Torch threads a job.")
+    device: str = Field(default="cpu", description="Device to validate and evaluate on: cpu, cuda, cuda:1.")
+    lease_seconds: float = Field(
+        default=30.0, gt=0, description="A job silent for this long is given to another worker (s)."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts before a job counts as failed.")
+    retry_seconds: float = Field(
+        default=5.0, ge=0, description="Pause before the second attempt, doubled each time (s)."
+    )
+    stage_timeout: float = Field(default=3600.0, gt=0, description="Hard limit of one job (s).")
+    shutdown_seconds: float = Field(
+        default=60.0, ge=0, description="Time that running jobs get at a soft shutdown (s)."
+    )
+    cache: Path = Field(default=Path("worker-cache"), description="Folder of verified blobs.")
+    cache_bytes: int = Field(
+        default=20_000_000_000, ge=0, description="Size above which old blobs leave the cache (bytes)."
+    )
