@@ -1,0 +1,185 @@
+"""The Open Inference Protocol v2 over HTTP: bodies to arrays, arrays to bodies. Pure; no sockets, no model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from weighbridge.hosts import datatypes
+from weighbridge.hosts.datatypes import Array
+from weighbridge.hosts.errors import BadRequest, TooLarge, UnsupportedEncoding
+
+MAX_RANK = 32
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """A decoded request. `outputs` maps each wanted name to its own `binary_data`; None wants all of them."""
+
+    inputs: dict[str, Array]
+    id: str | None = None
+    outputs: dict[str, bool | None] | None = None
+    binary_output: bool = False
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A response body in parts; `header_length` is the JSON's byte count when binary data follows, else None."""
+
+    parts: list[bytes | memoryview] = field(default_factory=list)
+    header_length: int | None = None
+
+
+def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes | memoryview:
+    """The body without its Content-Encoding. Raises UnsupportedEncoding, BadRequest, TooLarge (over `limit` bytes)."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise UnsupportedEncoding(f"Content-Encoding {encoding!r}: identity, gzip and deflate are understood")
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib by its own header
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error as exc:
+        raise BadRequest(f"the body is no {encoding}: {exc}") from exc
+    if len(plain) > limit:
+        raise TooLarge(f"the body decompresses to more than {limit} bytes")
+    if not stream.eof or stream.unused_data:
+        raise BadRequest(f"the {encoding} body is cut short or followed by other bytes")
+    return plain
+
+
+def decode(body: bytes | bytearray | memoryview, header_length: int | None = None) -> InferRequest:
+    """A request from its plain body; without `header_length` all of it is JSON. Raises BadRequest."""
+    view = memoryview(body)
+    if header_length is not None and not 0 <= header_length <= view.nbytes:
+        raise BadRequest(f"Inference-Header-Content-Length {header_length} exceeds the body's {view.nbytes} bytes")
+    header = _header(view if header_length is None else view[:header_length])
+    rest = view[view.nbytes if header_length is None else header_length :]
+    request = InferRequest(_inputs(header.get("inputs"), rest))
+    if (request_id := header.get("id")) is not None:
+        if not isinstance(request_id, str):
+            raise BadRequest("id must be a string")
+        request.id = request_id
+    request.binary_output = _flag(_parameters(header, "the request"), "binary_data_output") or False
+    if header.get("outputs"):
+        request.outputs = _wanted(header["outputs"])
+    return request
+
+
+def encode(model: str, version: str, request: InferRequest, outputs: Mapping[str, Array]) -> Encoded:
+    """The response body for `outputs`. Raises BadRequest for a wanted output that the model does not have."""
+    described: list[dict[str, Any]] = []
+    blobs: list[bytes | memoryview] = []
+    for name, own in (request.outputs or dict.fromkeys(outputs)).items():
+        if name not in outputs:
+            raise BadRequest(f"output {name!r} is none of the model's: {', '.join(outputs)}")
+        array = outputs[name]
+        tensor: dict[str, Any] = {
+            "name": name,
+            "datatype": datatypes.datatype_of(array),
+            "shape": array.shape,
+        }
+        if request.binary_output if own is None else own:
+            blob = datatypes.to_binary(array)
+            tensor["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        else:
+            tensor["data"] = datatypes.to_json(name, array)
+        described.append(tensor)
+    head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
+    if request.id is not None:
+        head["id"] = request.id
+    text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Encoded([text, *blobs], len(text) if blobs else None)
+
+
+def encode_error(message: str) -> bytes:
+    """The only form of error that the protocol's clients decode."""
+    return orjson.dumps({"error": message})
+
+
+def _header(text: memoryview) -> dict[str, Any]:
+    try:
+        header = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest(f"the request is no JSON: {exc}") from exc
+    if not isinstance(header, dict):
+        raise BadRequest("the request must be a JSON object")
+    return header
+
+
+def _inputs(listed: Any, blobs: memoryview) -> dict[str, Array]:
+    if not isinstance(listed, list) or not listed:
+        raise BadRequest("inputs must be a list of at least one tensor")
+    inputs: dict[str, Array] = {}
+    at = 0
+    for tensor in listed:
+        name, datatype, shape = _described(tensor)
+        if name in inputs:
+            raise BadRequest(f"input {name!r} is given twice")
+        size = _parameters(tensor, f"input {name!r}").get("binary_data_size")
+        if size is None:
+            inputs[name] = _json_input(name, datatype, shape, tensor)
+            continue
+        if not _natural(size) or at + size > blobs.nbytes:
+            raise BadRequest(f"input {name!r}: binary_data_size {size} exceeds the bytes that follow the JSON")
+        if "data" in tensor:
+            raise BadRequest(f"input {name!r} has both data and binary_data_size")
+        inputs[name] = datatypes.from_binary(name, datatype, shape, blobs[at : at + size])
+        at += size
+    if at != blobs.nbytes:
+        raise BadRequest(f"{blobs.nbytes - at} bytes follow the last binary input")
+    return inputs
+
+
+def _described(tensor: Any) -> tuple[str, str, list[int]]:
+    if not isinstance(tensor, dict) or not isinstance(name := tensor.get("name"), str):
+        raise BadRequest("each input must be an object with a name")
+    datatype, shape = tensor.get("datatype"), tensor.get("shape")
+    if not isinstance(datatype, str) or datatype not in datatypes.DTYPES:
+        raise BadRequest(f"input {name!r}: datatype must be one of {', '.join(datatypes.DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_natural(size) for size in shape):
+        raise BadRequest(f"input {name!r}: shape must be a list of at most {MAX_RANK} sizes, each 0 or more")
+    return name, datatype, shape
+
+
+def _json_input(name: str, datatype: str, shape: list[int], tensor: dict[str, Any]) -> Array:
+    if "shared_memory_region" in tensor.get("parameters", {}):
+        raise BadRequest(f"input {name!r}: shared memory is not supported; send the data")
+    if not isinstance(data := tensor.get("data"), list):
+        raise BadRequest(f"input {name!r} needs data (a list) or parameters.binary_data_size")
+    return datatypes.from_json(name, datatype, shape, data)
+
+
+def _wanted(listed: Any) -> dict[str, bool | None]:
+    if not isinstance(listed, list):
+        raise BadRequest("outputs must be a list")
+    wanted: dict[str, bool | None] = {}
+    for output in listed:
+        if not isinstance(output, dict) or not isinstance(name := output.get("name"), str):
+            raise BadRequest("each output must be an object with a name")
+        parameters = _parameters(output, f"output {name!r}")
+        if unsupported := {"classification", "shared_memory_region"} & parameters.keys():
+            raise BadRequest(f"output {name!r}: {unsupported.pop()} is not supported")
+        wanted[name] = _flag(parameters, "binary_data")
+    return wanted
+
+
+def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
+    if not isinstance(parameters := holder.get("parameters") or {}, dict):
+        raise BadRequest(f"{what}: parameters must be an object")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], name: str) -> bool | None:
+    if not isinstance(value := parameters.get(name), bool | None):
+        raise BadRequest(f"parameters.{name} must be true or false")
+    return value
+
+
+def _natural(size: Any) -> bool:
+    return type(size) is int and size >= 0

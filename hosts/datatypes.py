@@ -1,0 +1,151 @@
+"""The Open Inference Protocol's tensor datatypes, as numpy arrays, JSON lists and little-endian bytes."""
+
+from __future__ import annotations
+
+import struct
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from weighbridge.hosts.errors import BadRequest, HostError
+
+Array = npt.NDArray[Any]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BYTES": np.dtype(object),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_JSON_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
+"""Which kinds of JSON numbers a datatype's kind admits: a float never becomes an integer by truncation."""
+_LENGTH = struct.Struct("<I")
+
+
+def datatype_of(array: Array) -> str:
+    """The protocol's name of an array's dtype. Raises HostError for one that the protocol does not have."""
+    try:
+        return _NAMES[array.dtype]
+    except KeyError:
+        raise HostError(f"the engine answered dtype {array.dtype}, which the protocol does not have") from None
+
+
+def from_json(name: str, datatype: str, shape: list[int], data: Any) -> Array:
+    """A tensor of `shape` from a flat or nested list. Raises BadRequest naming the tensor and the rule."""
+    if datatype == "BF16":
+        raise BadRequest(f"input {name!r}: BF16 travels as binary data only")
+    array = _bytes_list(name, data) if datatype == "BYTES" else _number_list(name, datatype, data)
+    if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
+        raise BadRequest(f"input {name!r}: data of shape {list(array.shape)} does not fill shape {shape}")
+    return _shaped(name, array, shape)
+
+
+def _shaped(name: str, array: Array, shape: list[int]) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError as exc:  # an empty tensor whose other sizes overflow numpy's index
+        raise BadRequest(f"input {name!r}: shape {shape} is impossible") from exc
+
+
+def _number_list(name: str, datatype: str, data: Any) -> Array:
+    dtype = DTYPES[datatype]
+    try:
+        array = np.array(data)
+    except ValueError:
+        raise BadRequest(f"input {name!r}: nested data must be rectangular") from None
+    if array.size == 0:
+        return array.astype(dtype)
+    if array.dtype.kind not in _JSON_KINDS[dtype.kind]:
+        raise BadRequest(f"input {name!r}: data holds values that are no {datatype}")
+    try:
+        with np.errstate(over="raise"):
+            cast = array.astype(dtype)
+    except FloatingPointError:
+        raise BadRequest(f"input {name!r}: a value does not fit into {datatype}") from None
+    if dtype.kind in "ui" and not np.array_equal(cast, array):
+        raise BadRequest(f"input {name!r}: a value does not fit into {datatype}")
+    return cast
+
+
+def _bytes_list(name: str, data: Any) -> Array:
+    shape: list[int] = []
+    level = data
+    while isinstance(level, list) and level and isinstance(level[0], list):
+        shape.append(len(level))
+        if any(not isinstance(row, list) or len(row) != len(level[0]) for row in level):
+            raise BadRequest(f"input {name!r}: nested data must be rectangular")
+        level = [item for row in level for item in row]
+        data = level
+    if any(not isinstance(item, str) for item in data):
+        raise BadRequest(f"input {name!r}: BYTES data must be strings")
+    array = np.empty(len(data), dtype=object)
+    array[:] = [item.encode() for item in data]
+    return array
+
+
+def from_binary(name: str, datatype: str, shape: list[int], raw: memoryview) -> Array:
+    """A tensor of `shape` over the bytes of `raw`, not copied where they are aligned. Raises BadRequest."""
+    if datatype == "BYTES":
+        return _shaped(name, _bytes_blob(name, raw, prod(shape)), shape)
+    dtype = DTYPES[datatype]
+    if raw.nbytes != prod(shape) * dtype.itemsize:
+        raise BadRequest(
+            f"input {name!r}: {datatype} of shape {shape} is {prod(shape) * dtype.itemsize} bytes, not {raw.nbytes}"
+        )
+    array = _shaped(name, np.frombuffer(raw, dtype=dtype), shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def _bytes_blob(name: str, raw: memoryview, count: int) -> Array:
+    if count * _LENGTH.size > raw.nbytes:  # before allocating: a shape is only a claim
+        raise BadRequest(f"input {name!r}: {raw.nbytes} bytes cannot hold {count} BYTES elements")
+    array, at = np.empty(count, dtype=object), 0
+    for index in range(count):
+        start = at + _LENGTH.size
+        length = _LENGTH.unpack_from(raw, at)[0] if start <= raw.nbytes else raw.nbytes
+        at = start + length
+        if at > raw.nbytes:
+            raise BadRequest(f"input {name!r}: BYTES element {index} reaches past its data")
+        array[index] = bytes(raw[start:at])
+    if at != raw.nbytes:
+        raise BadRequest(f"input {name!r}: {raw.nbytes - at} bytes follow the last BYTES element")
+    return array
+
+
+def to_json(name: str, array: Array) -> Any:
+    """What orjson writes for a tensor: flat, row-major. Raises HostError for what JSON cannot carry."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    kind = flat.dtype.kind
+    if flat.dtype == DTYPES["BF16"]:
+        return to_json(name, flat.astype(np.float32))
+    if kind == "f" and not np.isfinite(flat).all():
+        raise HostError(f"output {name!r} holds NaN or infinity, which JSON cannot carry; ask for binary_data")
+    if kind != "O":
+        return flat
+    try:
+        return [item if isinstance(item, str) else bytes(item).decode() for item in flat]
+    except UnicodeDecodeError:
+        raise HostError(f"output {name!r} holds bytes that are no UTF-8; ask for binary_data") from None
+
+
+def to_binary(array: Array) -> bytes | memoryview:
+    """A tensor's little-endian bytes, row-major; not copied where they lie so already."""
+    if array.dtype.kind != "O":
+        flat = np.ascontiguousarray(array).reshape(-1)
+        return flat.view(np.uint8).data
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.reshape(-1)]
+    return b"".join(part for item in items for part in (_LENGTH.pack(len(item)), item))

@@ -1,0 +1,141 @@
+"""Which slot answers a request: per model one immutable route, replaced in one assignment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from weighbridge.engines.manifest import Manifest
+from weighbridge.hosts.children import Child
+from weighbridge.hosts.errors import ModelNotFound, NotReady, VersionNotLoaded
+from weighbridge.hosts.statistics import Statistics
+
+
+class State(StrEnum):
+    """The protocol's states of a version on a server."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """What to hold: one variant of one version. `blobs` is the folder of verified blobs."""
+
+    model: str
+    version: str
+    variant: str
+    artifact: str
+    manifest: Manifest
+    blobs: str
+
+
+@dataclass(eq=False)
+class Slot:
+    """One resident variant: its child, its state, the requests it holds now and what it did so far."""
+
+    spec: SlotSpec
+    child: Child | None = None
+    state: State = State.LOADING
+    reason: str | None = None
+    proof: float | None = None
+    """The largest difference seen from the reference golden; None until it passed."""
+    statistics: Statistics = field(default_factory=Statistics)
+    in_flight: int = 0
+    _idle: asyncio.Event | None = None
+
+    def enter(self) -> Child:
+        """Count a request in; the caller must `leave`. Raises NotReady."""
+        if self.state is not State.READY or self.child is None:
+            raise NotReady(f"{self.spec.model} version {self.spec.version} is {self.state}: {self.reason}")
+        self.in_flight += 1
+        return self.child
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        if self.in_flight == 0 and self._idle is not None:
+            self._idle.set()
+
+    async def drained(self) -> None:
+        """Wait until no request is in flight; only meaningful once no route leads here."""
+        while self.in_flight:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+        self._idle = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a model's requests go: unversioned ones to `live`, others to the version they name.
+
+    Weighted roles belong here: `pick` is the only place that chooses.
+    """
+
+    live: Slot | None = None
+    slots: tuple[Slot, ...] = ()
+    versions: Mapping[str, Slot] = field(init=False)
+    """By version; of two variants of one version the live one, else the one added last."""
+
+    def __post_init__(self) -> None:
+        last = () if self.live is None else (self.live,)
+        object.__setattr__(self, "versions", {slot.spec.version: slot for slot in (*self.slots, *last)})
+
+    def pick(self) -> Slot | None:
+        return self.live
+
+
+class Slots:
+    """All routes of this host. Changes are made on the event loop; every request sees one whole route."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Route] = {}
+
+    def route(self, model: str) -> Route:
+        """Raises ModelNotFound."""
+        try:
+            return self._routes[model]
+        except KeyError:
+            raise ModelNotFound(f"model {model!r} is not assigned to this host") from None
+
+    def find(self, model: str, version: str | None) -> Slot:
+        """The slot that answers now. Raises ModelNotFound, VersionNotLoaded, NotReady."""
+        route = self.route(model)
+        slot = route.pick() if version is None else route.versions.get(version)
+        if slot is None and version is None:
+            raise NotReady(f"model {model!r} has no live version on this host yet")
+        if slot is None:
+            held = ", ".join(sorted(route.versions)) or "none"
+            raise VersionNotLoaded(f"model {model!r} version {version!r} is not on this host (held: {held})")
+        return slot
+
+    def add(self, slot: Slot) -> None:
+        """Make a slot addressable by its version; no unversioned request goes there."""
+        route = self._routes.get(slot.spec.model, Route())
+        self._routes[slot.spec.model] = replace(route, slots=(*route.slots, slot))
+
+    def switch(self, slot: Slot) -> Slot | None:
+        """Send the model's unversioned requests to `slot`; answers the slot that had them."""
+        route = self.route(slot.spec.model)
+        self._routes[slot.spec.model] = replace(route, live=slot)
+        return route.live
+
+    def remove(self, slot: Slot) -> None:
+        """Let no new request reach the slot."""
+        route = self.route(slot.spec.model)
+        live = None if route.live is slot else route.live
+        if others := tuple(other for other in route.slots if other is not slot):
+            self._routes[slot.spec.model] = Route(live, others)
+        else:
+            del self._routes[slot.spec.model]
+
+    def ready(self) -> bool:
+        """Whether every model that is assigned here has a live version that answers."""
+        return all(route.live and route.live.state is State.READY for route in self._routes.values())
+
+    def __iter__(self) -> Iterator[Slot]:
+        for route in list(self._routes.values()):
+            yield from route.slots
