@@ -37,3 +37,23 @@ class StorageFull(StorageError):
 
 class StorageUnavailable(StorageError, ConnectionError):
     """The store could not be reached or answered 5xx or 429 after the driver's own retries. Retrying may cure it."""
+
+
+class DigestMismatch(StorageError):
+    """The bytes are not those that the digest names. `expected` and `seen` are BLAKE3 in hex."""
+
+    def __init__(self, message: str, *, expected: str, seen: str, key: str | None = None) -> None:
+        super().__init__(message, key=key)
+        self.expected, self.seen = expected, seen
+
+
+class AlreadyPublished(StorageError, FileExistsError):
+    """A checkpoint with this model and name is there already, complete; published checkpoints are never rewritten."""
+
+
+class InvalidName(StorageError, ValueError):
+    """A model's or checkpoint's name breaks the rules; the message says which."""
+
+
+class MissingDependency(StorageError, ImportError):
+    """An optional package is not installed; the message names the extra to install."""

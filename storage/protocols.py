@@ -6,7 +6,7 @@ Keys are `/`-separated, relative, without empty, `.` or `..` parts. Sizes and of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,8 @@ class ObjectInfo:
     """One object as the store describes it.
 
     `etag` identifies the content well enough for If-Match: an S3 ETag without quotes, or for a folder
-    `inode-size-mtime_ns-ctime_ns`. `version_id` is None where the bucket is not versioned. `modified` is timezone-aware.
+    `inode-size-mtime_ns-ctime_ns`. `version_id` is None where it is unknown (listings do not say).
+    `modified` is timezone-aware.
     """
 
     key: str
@@ -50,18 +51,17 @@ class Entry:
 
 class Get(Protocol):
     def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
-        """Return bytes [start, end) of the object (end None: to its end).
+        """Return bytes [start, end) of the object (end None: to its end), fewer where the object ends sooner.
 
-        Raises ObjectNotFound, PreconditionFailed when `if_match` names other content.
+        Raises ObjectNotFound, PreconditionFailed when `if_match` names other content, ValueError for start < 0
+        or end < start.
         """
         ...
 
-    def open(
-        self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None
-    ) -> IO[bytes]:
+    def open(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> IO[bytes]:
         """Open bytes [start, end) as a readable, closable stream with `readinto`, for objects too large for `get`.
 
-        A change of the object while it is read raises PreconditionFailed at the latest at end of stream.
+        Never a mix of two contents: what is read is what was opened, or PreconditionFailed at the latest at its end.
         """
         ...
 
@@ -78,7 +78,10 @@ class List(Protocol):
         ...
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield one level under `prefix` (which is empty or ends in `/`): objects and common prefixes."""
+        """Yield one level under `prefix` (which is empty or ends in `/`): objects and common prefixes.
+
+        A folder on disk also yields its empty folders.
+        """
         ...
 
 
@@ -119,15 +122,27 @@ class Presign(Protocol):
 
 @runtime_checkable
 class OpenWriter(Protocol):
-    def has_writer(self, key: str) -> bool:
-        """Say whether some process has the object open for writing just now."""
+    def has_writer(self, key: str) -> bool | None:
+        """Say whether some process has the object open for writing just now; None where nobody can tell.
+
+        (Leases need a local file system, and the file's owner or CAP_LEASE.)
+        """
         ...
 
 
 @runtime_checkable
 class OpenUploads(Protocol):
-    def uploads(self, prefix: str) -> list[str]:
+    def uploads(self, prefix: str) -> Sequence[str]:
         """Return the keys under `prefix` with an unfinished multipart upload."""
+        ...
+
+
+@runtime_checkable
+class Move(Protocol):
+    """A store that renames without moving bytes."""
+
+    def move(self, source: str, key: str) -> ObjectInfo:
+        """Rename `source` to `key`, replacing what is there. Raises ObjectNotFound."""
         ...
 
 
@@ -140,5 +155,5 @@ class Store(Get, Head, List, Put, Copy, Delete, Protocol):
         ...
 
     def check(self) -> None:
-        """Prove that the store answers. Raises AccessDenied, BucketNotFound or StorageUnavailable, saying which and why."""
+        """Prove that the store answers. Raises AccessDenied, BucketNotFound or StorageUnavailable."""
         ...

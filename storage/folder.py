@@ -1,0 +1,287 @@
+"""Objects as files under one folder of this machine."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from weighbridge.storage import lease
+from weighbridge.storage.atomic import new_file
+from weighbridge.storage.errors import (
+    AccessDenied,
+    BucketNotFound,
+    InvalidKey,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
+from weighbridge.storage.keys import check_key, check_prefix, is_valid
+from weighbridge.storage.listing import check_folder
+from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
+from weighbridge.storage.streaming import check_range, chunks
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+class FolderStore:
+    """The files under `root`. Symbolic links that leave it are refused, those to folders are not listed.
+
+    With `create` the root is made when it is missing; otherwise a missing root is BucketNotFound, also later on: a
+    folder that was unmounted must not be taken for an empty one. `durable` syncs every put to the disk.
+    """
+
+    def __init__(self, root: Path | str, *, create: bool = False, durable: bool = True) -> None:
+        self.root = Path(os.path.abspath(root))
+        self._durable = durable
+        if create:
+            with self._errors(None):
+                self.root.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def url(self) -> str:
+        return self.root.as_uri()
+
+    def check(self) -> None:
+        self._real_root()
+        with self._errors(None):
+            os.scandir(self.root).close()
+
+    def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
+        with self.open(key, start=start, end=end, if_match=if_match) as stream:
+            return stream.read()
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> IO[bytes]:
+        check_range(start, end)
+        file = self._open(key)
+        try:
+            info = _describe(key, os.fstat(file.fileno()))
+            if if_match is not None and info.etag != if_match.etag:
+                raise PreconditionFailed(f"{key} is no longer the content that was pinned", key=key)
+            file.seek(start)
+            stop = info.size if end is None else min(end, info.size)
+            return io.BufferedReader(_FileRange(file, info, max(0, stop - start)), 1 << 17)
+        except BaseException:
+            file.close()
+            raise
+
+    def head(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        with self._errors(key):
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ObjectNotFound(f"{self.url} has no object {key}: it is no regular file", key=key)
+        return _describe(key, status)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        check_prefix(prefix)
+        self._real_root()
+        folder = prefix.rpartition("/")[0]
+        return self._walk(f"{folder}/" if folder else "", prefix)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        check_folder(prefix)
+        self._real_root()
+        for entry in self._scan(prefix):
+            key = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield Entry(f"{key}/", None)
+            elif (info := self._info(key, entry)) is not None:
+                yield Entry(key, info)
+
+    def put(self, key: str, data: bytes | IO[bytes] | Path, *, if_none_match: bool = False) -> ObjectInfo:
+        if isinstance(data, Path):
+            with data.open("rb") as source:
+                return self.put(key, source, if_none_match=if_none_match)
+        with self._new(key, replace=not if_none_match) as file:
+            if isinstance(data, bytes | bytearray | memoryview):
+                file.write(data)
+            else:
+                for chunk in chunks(data):
+                    file.write(chunk)
+        return self.head(key)
+
+    def copy(self, source: Ref, key: str) -> ObjectInfo:
+        # Never a hard link: writing to either file would change both.
+        with self.open(source.key, if_match=source) as stream:
+            return self.put(key, stream)
+
+    def move(self, source: str, key: str) -> ObjectInfo:
+        old, new = self._path(source), self._path(key)
+        with self._errors(source):
+            if not old.is_file():
+                raise ObjectNotFound(f"{self.url} has no object {source}", key=source)
+            self._make_folder(new.parent, key)
+            old.replace(new)
+        return self.head(key)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._errors(key):
+            path.unlink(missing_ok=True)
+
+    def local_path(self, key: str) -> Path:
+        return self._path(key)
+
+    def has_writer(self, key: str) -> bool | None:
+        with self._open(key) as file:
+            return lease.has_writer(file.fileno())
+
+    def _path(self, key: str) -> Path:
+        """The file of a key. Raises InvalidKey where links lead out of the root, BucketNotFound without a root."""
+        root = self._real_root()
+        path = self.root / check_key(key)
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            raise InvalidKey(f"{key} leads out of {self.root} through a symbolic link", key=key)
+        return path
+
+    def _real_root(self) -> Path:
+        if not self.root.is_dir():
+            raise BucketNotFound(f"there is no folder {self.root}")
+        return Path(os.path.realpath(self.root))
+
+    def _open(self, key: str) -> io.FileIO:
+        path = self._path(key)
+        with self._errors(key):
+            # Not blocking: opening a pipe must not hang us.
+            file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ObjectNotFound(f"{self.url} has no object {key}: it is no regular file", key=key)
+            # The link may have moved between the look and the open; what was opened is what counts.
+            if not Path(os.path.realpath(f"/proc/self/fd/{file.fileno()}")).is_relative_to(self._real_root()):
+                raise InvalidKey(f"{key} leads out of {self.root} through a symbolic link", key=key)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    @contextmanager
+    def _new(self, key: str, *, replace: bool) -> Iterator[IO[bytes]]:
+        path = self._path(key)
+        with self._errors(key):
+            self._make_folder(path.parent, key)
+            try:
+                with new_file(path, replace=replace, durable=self._durable) as file:
+                    yield file
+            except FileExistsError as error:
+                raise PreconditionFailed(f"{key} is already there", key=key) from error
+
+    def _make_folder(self, folder: Path, key: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(f"{key}: a part of its path is a file in {self.root}", key=key) from error
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
+        for entry in self._scan(folder):
+            key = folder + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                # Towards the prefix, or within it.
+                if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
+                    yield from self._walk(f"{key}/", prefix)
+            elif key.startswith(prefix) and (info := self._info(key, entry)) is not None:
+                yield info
+
+    def _scan(self, folder: str) -> Sequence[os.DirEntry[str]]:
+        """The valid names in a folder, sorted; none where the folder is not (any more)."""
+        if folder and not self._inside(folder):
+            return []
+        try:
+            with self._errors(folder), os.scandir(self.root / folder) as entries:
+                return sorted((entry for entry in entries if is_valid(folder + entry.name)), key=lambda e: e.name)
+        except ObjectNotFound:
+            return []
+
+    def _inside(self, folder: str) -> bool:
+        return Path(os.path.realpath(self.root / folder)).is_relative_to(self._real_root())
+
+    def _info(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
+        """Describe a listed file; None for what is no object: a pipe, a link out or to nowhere, a file just gone."""
+        try:
+            if entry.is_symlink() and not self._inside(key):
+                return None
+            status = entry.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise _translated(error, self.root, key) from error
+        return _describe(key, status) if stat.S_ISREG(status.st_mode) else None
+
+    @contextmanager
+    def _errors(self, key: str | None) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise _translated(error, self.root, key) from error
+
+
+class _FileRange(io.RawIOBase):
+    """`length` bytes of a file from where it stands; at their end it proves that the file did not change meanwhile."""
+
+    def __init__(self, file: io.FileIO, info: ObjectInfo, length: int) -> None:
+        self._file, self._info, self._left = file, info, length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")[: self._left]
+        count = self._file.readinto(view) if len(view) else 0
+        self._left -= count or 0
+        if not count or not self._left:
+            self._prove_unchanged()
+        return count or 0
+
+    def readall(self) -> bytes:
+        buffer = bytearray(self._left)
+        view, filled = memoryview(buffer), 0
+        while count := self.readinto(view[filled:]):
+            filled += count
+        return bytes(view[:filled])
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _prove_unchanged(self) -> None:
+        if _describe(self._info.key, os.fstat(self._file.fileno())).etag != self._info.etag:
+            raise PreconditionFailed(f"{self._info.key} changed while it was read", key=self._info.key)
+
+
+def _describe(key: str, status: os.stat_result) -> ObjectInfo:
+    etag = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+    return ObjectInfo(key, status.st_size, etag, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def _translated(error: OSError, root: Path, key: str | None) -> StorageError:
+    what = f"{root}: {key}" if key else str(root)
+    reason = error.strerror or str(error)
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR if key and root.is_dir():
+            return ObjectNotFound(f"{root.as_uri()} has no object {key}", key=key)
+        case errno.ENOENT:
+            return BucketNotFound(f"there is no folder {root}", key=key)
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return StorageFull(f"{what}: {reason}; free some space and try again", key=key)
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return AccessDenied(f"{what}: {reason}", key=key)
+        case errno.ENAMETOOLONG | errno.ELOOP:
+            return InvalidKey(f"{what}: {reason}", key=key)
+        case errno.EISDIR | errno.EEXIST | errno.ENOTEMPTY:
+            return StorageError(f"{what}: a folder and a file cannot have one name ({reason})", key=key)
+        case _:
+            return StorageUnavailable(f"{what}: {reason}", key=key)

@@ -1,0 +1,46 @@
+"""What a key may be: one rule for every driver, so that no key of a bucket can name a path outside a folder."""
+
+from __future__ import annotations
+
+from weighbridge.storage.errors import InvalidKey
+
+TEMPORARY = ".weighbridge-"
+"""Names with this start are our own unfinished files: never listed, never valid keys."""
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it is a valid key. Raises InvalidKey, naming the rule."""
+    if not key:
+        raise InvalidKey("a key cannot be empty", key=key)
+    if reason := _fault(key):
+        raise InvalidKey(f"{key!r} is not a valid key: {reason}", key=key)
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if it is empty or the start of valid keys. Raises InvalidKey."""
+    if prefix and (reason := _fault(prefix.removesuffix("/"))):
+        raise InvalidKey(f"{prefix!r} is not a valid prefix: {reason}", key=prefix)
+    return prefix
+
+
+def is_valid(key: str) -> bool:
+    """Say whether `key` is valid, for listings that pass over what is not (`a//b`, a console's `folder/` markers)."""
+    return bool(key) and _fault(key) is None
+
+
+def _fault(key: str) -> str | None:
+    if "\0" in key or "\\" in key:
+        return "it has a NUL or a backslash"
+    if len(key.encode("utf-8", "surrogateescape")) > 1024:
+        return "it is longer than 1,024 bytes"
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        return "it is not Unicode text"
+    for part in key.split("/"):
+        if part in ("", ".", ".."):
+            return f"it has a part {part!r}" if part else "it is absolute, ends in '/' or has an empty part"
+        if part.startswith(TEMPORARY):
+            return f"names starting with {TEMPORARY!r} are Weighbridge's own unfinished files"
+    return None

@@ -1,0 +1,94 @@
+"""Names with a meaning in a watched bucket, and what a model or checkpoint may be called."""
+
+from __future__ import annotations
+
+from weighbridge.storage.errors import InvalidName
+from weighbridge.storage.keys import TEMPORARY
+
+RECIPE = "recipe.yaml"
+EVAL = "eval.safetensors"
+GOLDEN = "golden.safetensors"
+PUBLISHED = "weighbridge.json"
+RESERVED = frozenset({RECIPE, EVAL, GOLDEN, PUBLISHED})
+"""Never checkpoints, wherever they lie."""
+
+SAFETENSORS = ".safetensors"
+INDEX = ".safetensors.index.json"
+
+OTHER_WEIGHTS = frozenset(
+    {".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".pkl", ".pickle", ".h5", ".keras", ".gguf", ".npz", ".msgpack"}
+    | {".distcp", ".tflite", ".pb", ".mar"}
+)
+"""Suffixes of weights in formats that are not supported yet."""
+
+COMPANIONS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "tokenizer")
+"""Starts of names of trainer state, which comes in formats of weights (`optimizer.pt`) without being any."""
+
+UNFINISHED = (".tmp", ".incomplete", ".part", ".partial", "-unfinished", "-unfinished.txt")
+"""Ends of names that say that somebody is still writing."""
+
+
+def is_reserved(name: str) -> bool:
+    """Say whether the last part of a key is never a checkpoint: a reserved or a dot-name."""
+    return name in RESERVED or name.startswith(".")
+
+
+def is_weights(key: str) -> bool:
+    """Say whether a key is a safetensors file of weights: not the golden, not the evaluation set."""
+    name = key.rsplit("/", 1)[-1]
+    return name.endswith(SAFETENSORS) and not is_reserved(name)
+
+
+def is_other_weights(key: str) -> bool:
+    """Say whether a key is a file of weights in a format that is not supported yet."""
+    name = key.rsplit("/", 1)[-1]
+    return suffix(name) in OTHER_WEIGHTS and not is_reserved(name) and not name.startswith(COMPANIONS)
+
+
+def is_candidate(key: str) -> bool:
+    """Say whether a single object is a checkpoint, supported or not; a README beside the checkpoints is none."""
+    return is_weights(key) or is_other_weights(key)
+
+
+def is_unfinished(key: str) -> bool:
+    """Say whether any part of a key carries a writer's mark (`x.tmp`, `run-1-unfinished/…`)."""
+    return any(part.endswith(UNFINISHED) for part in key.split("/"))
+
+
+def suffix(name: str) -> str:
+    """The last suffix in lower case, with its dot; empty where there is none."""
+    stem, dot, last = name.rpartition(".")
+    return f".{last.lower()}" if dot and stem else ""
+
+
+def check_model(name: str) -> str:
+    """Return a valid model name: not empty, no `/`, no `:`, one plain path part. Raises InvalidName."""
+    if ":" in name:
+        raise InvalidName(f"{name!r} is not a valid model name: it has a ':'")
+    return _check_part(name, "model")
+
+
+def check_checkpoint(name: str) -> str:
+    """Return a valid name of a checkpoint, which is a folder's name. Raises InvalidName."""
+    if is_unfinished(name):
+        raise InvalidName(f"{name!r} is not a valid checkpoint name: the end marks unfinished files")
+    return _check_part(name, "checkpoint")
+
+
+def _check_part(name: str, what: str) -> str:
+    wrong = (
+        "it is empty" if not name.strip()
+        else "it starts with a dot" if name.startswith((".", TEMPORARY))
+        else "it has a '/', a backslash or a control character" if _has_forbidden(name)
+        else "it begins or ends with a space" if name != name.strip()
+        else "it is longer than 200 bytes" if len(name.encode("utf-8", "replace")) > 200
+        else "it is reserved" if name in RESERVED
+        else None
+    )  # fmt: skip
+    if wrong:
+        raise InvalidName(f"{name!r} is not a valid {what} name: {wrong}")
+    return name
+
+
+def _has_forbidden(name: str) -> bool:
+    return any(character in "/\\" or not character.isprintable() for character in name)

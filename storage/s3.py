@@ -1,0 +1,244 @@
+"""Objects in a bucket of S3, MinIO, SeaweedFS, Ceph or R2, through boto3. Imported only where a URL says `s3://`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import boto3.session
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from weighbridge.storage import multipart
+from weighbridge.storage.errors import BucketNotFound, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.keys import check_key, check_prefix, is_valid
+from weighbridge.storage.listing import check_folder
+from weighbridge.storage.options import S3Options
+from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
+from weighbridge.storage.s3_errors import is_conflict, is_range_error, translated
+from weighbridge.storage.s3_stream import ResumingBody
+from weighbridge.storage.streaming import check_range
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from pydantic import SecretStr
+
+
+class S3Store:
+    """The objects of `bucket` under `prefix`. Thread-safe; make it after a fork, not before.
+
+    Stores of one endpoint may share a `client` (one takes 0.1 s to make).
+    """
+
+    def __init__(
+        self, bucket: str, prefix: str = "", options: S3Options | None = None, *, client: S3Client | None = None
+    ) -> None:
+        self.bucket = bucket
+        self.prefix = f"{check_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
+        self._options = options or S3Options()
+        self.client = client or new_client(self._options)
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".removesuffix("/")
+
+    def check(self) -> None:
+        with translated(self.url):
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+
+    def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
+        with self.open(key, start=start, end=end, if_match=if_match) as stream:
+            return stream.read()
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> IO[bytes]:
+        check_range(start, end)
+        if end is not None and end == start:
+            return self._empty(key, if_match)
+        request = self._named(key) | _pinned(if_match)
+        if start or end is not None:
+            request["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        try:
+            with self._translated(key):
+                try:
+                    answer = self.client.get_object(**request)
+                except ClientError as error:
+                    if not is_range_error(error):
+                        raise
+                    return self._empty(key, if_match)
+        except ObjectNotFound:
+            self._prove_bucket()
+            raise
+        body = ResumingBody(self.client, request, answer, self.url, key, start=start)
+        return io.BufferedReader(body, 1 << 17)
+
+    def head(self, key: str) -> ObjectInfo:
+        return self._head(key)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        check_prefix(prefix)
+        return self._list(prefix)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        check_folder(prefix)
+        with translated(self.url):
+            for page in self._pages(prefix, Delimiter="/"):
+                for common in page.get("CommonPrefixes", []):
+                    key = common["Prefix"][len(self.prefix) :]
+                    if is_valid(key.removesuffix("/")):
+                        yield Entry(key, None)
+                for item in page.get("Contents", []):
+                    if (info := self._listed(item)) is not None:
+                        yield Entry(info.key, info)
+
+    def put(self, key: str, data: bytes | IO[bytes] | Path, *, if_none_match: bool = False) -> ObjectInfo:
+        if isinstance(data, Path):
+            with data.open("rb") as file:
+                return self.put(key, file, if_none_match=if_none_match)
+        stream = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
+        first = multipart.read_full(stream, self._options.part_size)
+        with self._translated(key):
+            if len(first) < self._options.part_size:
+                version = self._put_small(key, first, if_none_match)
+            else:
+                answer = multipart.upload(
+                    self.client, self.bucket, self.prefix + key, first, stream,
+                    part_size=self._options.part_size, concurrency=self._options.max_concurrency,
+                    if_none_match=if_none_match,
+                )  # fmt: skip
+                version = answer.get("VersionId")
+        return self._head(key, version)
+
+    def copy(self, source: Ref, key: str) -> ObjectInfo:
+        origin = self._named(source.key)
+        if source.version_id:
+            origin["VersionId"] = source.version_id
+        with self._translated(key):
+            self.client.copy(
+                origin,  # type: ignore[arg-type]
+                self.bucket,
+                self._named(key)["Key"],
+                ExtraArgs={"CopySourceIfMatch": f'"{source.etag}"'},
+            )
+        return self._head(key)
+
+    def delete(self, key: str) -> None:
+        with self._translated(key):
+            self.client.delete_object(**self._named(key))
+
+    def presign(self, key: str, *, expires: int) -> str:
+        with self._translated(key):
+            return self.client.generate_presigned_url("get_object", Params=self._named(key), ExpiresIn=expires)
+
+    def uploads(self, prefix: str) -> Sequence[str]:
+        check_prefix(prefix)
+        pages = self.client.get_paginator("list_multipart_uploads")
+        with translated(self.url, prefix):
+            found = [
+                upload.get("Key", "")[len(self.prefix) :]
+                for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+                for upload in page.get("Uploads", [])
+            ]
+        return sorted({key for key in found if key.startswith(prefix)})
+
+    @retry(retry=retry_if_exception(lambda error: isinstance(error, ClientError) and is_conflict(error)),
+           stop=stop_after_attempt(5), wait=wait_random_exponential(0.05, max=1), reraise=True)  # fmt: skip
+    def _put_small(self, key: str, data: bytes, if_none_match: bool) -> str | None:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
+        answer = self.client.put_object(**self._named(key), Body=data, **condition)
+        return answer.get("VersionId")
+
+    def _head(self, key: str, version: str | None = None) -> ObjectInfo:
+        request = self._named(key) | ({"VersionId": version} if version else {})
+        try:
+            with self._translated(key):
+                answer = self.client.head_object(**request)
+        except ObjectNotFound:
+            self._prove_bucket()  # a HEAD's 404 does not say what is missing
+            raise
+        return _info(key, answer["ContentLength"], answer, _version(answer))
+
+    def _empty(self, key: str, if_match: Ref | None) -> IO[bytes]:
+        """An empty range: still of an object that is there and is the one that was pinned."""
+        info = self._head(key, if_match.version_id if if_match else None)
+        if if_match is not None and info.etag != if_match.etag:
+            raise PreconditionFailed(f"{key} is no longer the content that was pinned", key=key)
+        return io.BytesIO()
+
+    def _list(self, prefix: str) -> Iterator[ObjectInfo]:
+        with translated(self.url):
+            for page in self._pages(prefix):
+                for item in page.get("Contents", []):
+                    if (info := self._listed(item)) is not None:
+                        yield info
+
+    def _pages(self, prefix: str, **more: str) -> Iterator[Any]:
+        paginator = self.client.get_paginator("list_objects_v2")
+        return iter(paginator.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more))  # type: ignore[arg-type]
+
+    def _listed(self, item: Any) -> ObjectInfo | None:
+        key = item["Key"][len(self.prefix) :]
+        return _info(key, item["Size"], item) if is_valid(key) else None
+
+    def _prove_bucket(self) -> None:
+        with translated(self.url):
+            try:
+                self.client.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                    raise
+                raise BucketNotFound(f"{self.url}: the bucket does not exist") from error
+
+    def _named(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self.prefix + check_key(key)}
+
+    def _translated(self, key: str) -> Any:
+        return translated(self.url, check_key(key))
+
+
+def new_client(options: S3Options) -> S3Client:
+    """A boto3 client with these options. Makes no request."""
+    session = boto3.session.Session(
+        aws_access_key_id=_plain(options.access_key),
+        aws_secret_access_key=_plain(options.secret_key),
+        aws_session_token=_plain(options.session_token),
+    )
+    region = options.region or session.region_name or ("us-east-1" if options.endpoint_url else None)
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": options.attempts},
+        connect_timeout=options.connect_timeout,
+        read_timeout=options.read_timeout,
+        max_pool_connections=max(10, 2 * options.max_concurrency),
+        s3={"addressing_style": "path" if options.path_style else "virtual"},
+        # Newer default checksums break older servers; our own digests prove every byte anyway.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return session.client(
+        "s3", endpoint_url=options.endpoint_url, region_name=region, verify=options.verify, config=config
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
+
+
+def _info(key: str, size: int, answer: Any, version: str | None = None) -> ObjectInfo:
+    # Whole seconds: a HEAD knows no more, and one content must not have two times.
+    modified = answer["LastModified"].astimezone(UTC).replace(microsecond=0)
+    return ObjectInfo(key, size, answer["ETag"].strip('"'), modified, version)
+
+
+def _version(answer: Any) -> str | None:
+    """The version id; S3 says `null` for objects written before versioning was on."""
+    version = answer.get("VersionId")
+    return version if version and version != "null" else None
+
+
+def _pinned(ref: Ref | None) -> dict[str, str]:
+    if ref is None:
+        return {}
+    return {"IfMatch": f'"{ref.etag}"'} | ({"VersionId": ref.version_id} if ref.version_id else {})
