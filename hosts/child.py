@@ -1,7 +1,10 @@
-"""The engine child: one process, one loaded variant, one request at a time. `python -m weighbridge.hosts.child --fd N`.
+"""The process of an engine child: one loaded variant. `python -m weighbridge.hosts.child --fd N`.
 
-It starts as a spare: torch is imported before anyone says what to load. Imports and loading run in a thread of low
-priority, so that they yield to the children that serve; the main thread keeps the normal priority for answering.
+It starts as a spare: torch is imported before anyone says what to load. Importing and loading take a second of
+processor time that belongs to the children that serve, so the main thread drops to the lowest priority first and does
+just that. Requests are answered by a thread that was started before and keeps the normal priority (a process without
+privileges can only ever lower it). Imports here are light on purpose: the interpreter has not lowered anything yet.
+
 It holds no token and opens nothing but its blobs; it ends when its parent does.
 """
 
@@ -9,191 +12,57 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import os
 import signal
 import socket
-import sys
 import threading
-import time
-from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
-from weighbridge.engines.errors import InvalidInput
-from weighbridge.engines.manifest import Manifest
-from weighbridge.engines.protocols import Session
-from weighbridge.hosts import codec, frames
-from weighbridge.hosts.errors import DeadlineExceeded, HostError, NotReady
-from weighbridge.hosts.frames import Frame, Kind
-from weighbridge.hosts.golden import Golden
+from weighbridge.hosts.background import Background, yield_processor
 
-LOW_PRIORITY = 19
+if TYPE_CHECKING:
+    from weighbridge.hosts.runner import Runner
+
 _PR_SET_PDEATHSIG = 1
-T = TypeVar("T")
-
-
-def in_background(work: Callable[[], T]) -> T:
-    """Run `work` in a thread that yields the processor to everybody else; priority is the thread's own on Linux."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
-        try:
-            result.append(work())
-        except BaseException as exc:  # handed to the caller below
-            failure.append(exc)
-
-    thread = threading.Thread(target=run, name="loader")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
-
-
-class Child:
-    """Answers frames. `load` is an engine's: load(manifest, blobs, *, device, factories) → Session."""
-
-    def __init__(self, load: Callable[..., Session], *, body_limit: int) -> None:
-        self._load, self._body_limit = load, body_limit
-        self._session: Session | None = None
-        self._golden: Golden | None = None
-        self._model = self._version = ""
-
-    def serve(self, sock: socket.socket) -> None:
-        """Answer until the parent asks for the end or goes away."""
-        while (frame := frames.read(sock)) is not None and frame.kind != Kind.EXIT:
-            kind, meta, parts = self._answer(frame)
-            size = sum(len(part) for part in parts)
-            frames.write(sock, frames.head(kind, frame.id, meta, size), parts)
-
-    def _answer(self, frame: Frame) -> tuple[Kind, dict[str, Any], list[bytes | memoryview]]:
-        if frame.kind == Kind.INFER:
-            return self._infer(frame)
-        try:
-            return Kind.REPLY, self._verb(frame), []
-        except MemoryError:
-            raise
-        except Exception as exc:  # a bad artifact must not end the child without a reason
-            return Kind.FAILED, {"error": str(exc) or repr(exc), "type": type(exc).__name__}, []
-
-    def _verb(self, frame: Frame) -> dict[str, Any]:
-        if frame.kind == Kind.LOAD:
-            return self._bring_up(**frame.meta)
-        if frame.kind == Kind.GOLDEN:
-            return self._check_golden(**frame.meta)
-        return {"rss": resident_bytes()}  # STATS and PING
-
-    def _bring_up(
-        self,
-        *,
-        model: str,
-        version: str,
-        manifest: str,
-        blobs: str,
-        device: str,
-        threads: int,
-        factories: list[str],
-    ) -> dict[str, Any]:
-        began = time.monotonic()
-        parsed = Manifest.model_validate_json(manifest)
-        paths = BlobFolder(Path(blobs))
-
-        def load() -> tuple[Session, Golden]:
-            set_threads(threads)
-            session = self._load(parsed, paths, device=device, factories=frozenset(factories))
-            return session, Golden.read(parsed.golden, paths(parsed.golden.digest))
-
-        self._session, self._golden = in_background(load)
-        self._model, self._version = model, version
-        set_threads(threads)  # OpenMP counts threads per calling thread; this one will infer
-        gc.collect()
-        gc.freeze()
-        return {"seconds": time.monotonic() - began, "rss": resident_bytes()}
-
-    def _check_golden(self, *, rounds: int) -> dict[str, Any]:
-        """Run the golden inputs `rounds` times (the warm-up); the last outputs are what is compared."""
-        session, golden = self._loaded(), self._golden
-        assert golden is not None  # loaded together
-        began = time.monotonic()
-        outputs = in_background(lambda: session.infer(golden.inputs))
-        for _ in range(rounds - 1):
-            outputs = session.infer(golden.inputs)
-        return {"worst": golden.check(outputs), "seconds": time.monotonic() - began}
-
-    def _infer(self, frame: Frame) -> tuple[Kind, dict[str, Any], list[bytes | memoryview]]:
-        try:
-            encoded = self._predict(frame)
-        except HostError as exc:
-            return Kind.REPLY, {"status": exc.status}, [codec.encode_error(str(exc))]
-        except InvalidInput as exc:
-            return Kind.REPLY, {"status": 400}, [codec.encode_error(str(exc))]
-        except Exception as exc:  # the engine failed on this input; the next request may be fine
-            return Kind.REPLY, {"status": 500}, [codec.encode_error(f"{type(exc).__name__}: {exc}")]
-        return Kind.REPLY, {"status": 200, "header": encoded.header_length}, encoded.parts
-
-    def _predict(self, frame: Frame) -> codec.Encoded:
-        meta = frame.meta
-        if time.monotonic() > meta["deadline"]:
-            raise DeadlineExceeded("the deadline passed while the request waited for the engine")
-        body = frame.body
-        if encoding := meta.get("encoding"):
-            body = memoryview(bytearray(codec.decompress(body, encoding, self._body_limit)))
-        request = codec.decode(body, meta.get("header"))
-        outputs = self._loaded().infer(request.inputs)
-        return codec.encode(self._model, self._version, request, outputs)
-
-    def _loaded(self) -> Session:
-        if self._session is None:
-            raise NotReady("this engine child is a spare: nothing is loaded")
-        return self._session
-
-
-class BlobFolder:
-    """Where verified blobs lie: `<folder>/<2 hex>/<digest>`. Raises LookupError for one that is not there."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, digest: str) -> Path:
-        path = self._folder / digest[:2] / digest
-        if not path.is_file():
-            raise LookupError(f"blob {digest} is not on this host")
-        return path
-
-
-def resident_bytes() -> int:
-    """This process's resident memory, bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def set_threads(count: int) -> None:
-    """Threads that one torch operator may use, for the calling thread; nothing to set where no engine uses torch."""
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(count)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, even in the middle of a computation."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited end of the parent's socket pair")
-    parser.add_argument("--engine", default="weighbridge.engines.load:load", help="module:function that loads")
-    parser.add_argument("--body-limit", type=int, default=64 * 2**20, help="bytes a body may decompress to")
+    parser.add_argument("--engine", required=True, help="module:function that loads an artifact")
+    parser.add_argument("--body-limit", type=int, required=True, help="bytes a body may decompress to")
     arguments = parser.parse_args()
-    die_with_parent()
+    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+    ready: list[Runner] = []
+    imported = threading.Event()
+
+    def answer() -> None:
+        imported.wait()
+        with socket.socket(fileno=arguments.fd) as sock:
+            ready[0].serve(sock)
+        yield_processor()  # giving back the memory takes milliseconds too
+        os._exit(0)  # nothing to save: skip the interpreter's slow end
+
+    threading.Thread(target=answer, name="answer", daemon=True).start()
+    yield_processor()
+    background = Background()
+    ready.append(_runner(arguments, background))
+    imported.set()
+    background.serve()
+
+
+def _runner(arguments: argparse.Namespace, background: Background) -> Runner:
+    from weighbridge.hosts.runner import Runner
+
     module, _, name = arguments.engine.partition(":")
-    load = in_background(lambda: getattr(import_module(module), name))
-    with socket.socket(fileno=arguments.fd) as sock:
-        Child(load, body_limit=arguments.body_limit).serve(sock)
-    os._exit(0)  # nothing to save: skip the interpreter's slow end
+    return Runner(getattr(import_module(module), name), background, body_limit=arguments.body_limit)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends, even in the middle of a computation."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -72,27 +72,42 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None = Non
 
 def encode(model: str, version: str, request: InferRequest, outputs: Mapping[str, Array]) -> Encoded:
     """The response body for `outputs`. Raises BadRequest for a wanted output that the model does not have."""
+    wanted = request.outputs or dict.fromkeys(outputs)
+    if missing := [name for name in wanted if name not in outputs]:
+        raise BadRequest(f"output {missing[0]!r} is none of the model's: {', '.join(outputs)}")
+    binary = {name: request.binary_output if own is None else own for name, own in wanted.items()}
+    described, blobs = _describe({name: outputs[name] for name in wanted}, binary)
+    head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
+    if request.id is not None:
+        head["id"] = request.id
+    return _encoded(head, blobs)
+
+
+def encode_request(inputs: Mapping[str, Array]) -> Encoded:
+    """A request body for `inputs`: JSON where JSON can carry the tensor, binary data where it cannot."""
+    binary = {name: not datatypes.fits_json(array) for name, array in inputs.items()}
+    described, blobs = _describe(inputs, binary)
+    return _encoded({"inputs": described}, blobs)
+
+
+def _describe(
+    arrays: Mapping[str, Array], binary: Mapping[str, bool]
+) -> tuple[list[dict[str, Any]], list[bytes | memoryview]]:
     described: list[dict[str, Any]] = []
     blobs: list[bytes | memoryview] = []
-    for name, own in (request.outputs or dict.fromkeys(outputs)).items():
-        if name not in outputs:
-            raise BadRequest(f"output {name!r} is none of the model's: {', '.join(outputs)}")
-        array = outputs[name]
-        tensor: dict[str, Any] = {
-            "name": name,
-            "datatype": datatypes.datatype_of(array),
-            "shape": array.shape,
-        }
-        if request.binary_output if own is None else own:
+    for name, array in arrays.items():
+        tensor: dict[str, Any] = {"name": name, "datatype": datatypes.datatype_of(array), "shape": array.shape}
+        if binary[name]:
             blob = datatypes.to_binary(array)
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
             tensor["data"] = datatypes.to_json(name, array)
         described.append(tensor)
-    head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
-    if request.id is not None:
-        head["id"] = request.id
+    return described, blobs
+
+
+def _encoded(head: dict[str, Any], blobs: list[bytes | memoryview]) -> Encoded:
     text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
     return Encoded([text, *blobs], len(text) if blobs else None)
 

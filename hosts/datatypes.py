@@ -126,6 +126,11 @@ def _bytes_blob(name: str, raw: memoryview, count: int) -> Array:
     return array
 
 
+def fits_json(array: Array) -> bool:
+    """Whether a request can carry the tensor as JSON data."""
+    return array.dtype.kind in "biu" or (array.dtype.kind == "f" and bool(np.isfinite(array).all()))
+
+
 def to_json(name: str, array: Array) -> Any:
     """What orjson writes for a tensor: flat, row-major. Raises HostError for what JSON cannot carry."""
     flat = np.ascontiguousarray(array).reshape(-1)
