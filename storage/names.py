@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from weighbridge.storage.errors import InvalidName
 from weighbridge.storage.keys import TEMPORARY
 
@@ -9,6 +11,8 @@ RECIPE = "recipe.yaml"
 EVAL = "eval.safetensors"
 GOLDEN = "golden.safetensors"
 PUBLISHED = "weighbridge.json"
+PUBLISHING = "weighbridge-unfinished"
+"""What `publish` puts into the folder first and takes out last, so that structure alone proves nothing meanwhile."""
 RESERVED = frozenset({RECIPE, EVAL, GOLDEN, PUBLISHED})
 """Never checkpoints, wherever they lie."""
 
@@ -45,9 +49,19 @@ def is_other_weights(key: str) -> bool:
     return suffix(name) in OTHER_WEIGHTS and not is_reserved(name) and not name.startswith(COMPANIONS)
 
 
+def is_shard(key: str) -> bool:
+    """Say whether a name counts itself as one of several (`model-00001-of-00003.safetensors`)."""
+    return re.search(r"-\d+-of-(?!0*1\.)\d+\.safetensors$", key) is not None
+
+
 def is_candidate(key: str) -> bool:
     """Say whether a single object is a checkpoint, supported or not; a README beside the checkpoints is none."""
     return is_weights(key) or is_other_weights(key)
+
+
+def is_hidden(path: str) -> bool:
+    """Say whether any part of a path is a dot-name (`.cache/…`): no part of a checkpoint."""
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def is_unfinished(key: str) -> bool:

@@ -1,0 +1,274 @@
+"""Is this set of objects a whole checkpoint? Decided by proof, from a listing and a few ranged reads.
+
+The rule behind every answer: one file that is wrong *by itself* can only be refused; files that are short, missing or
+do not fit *each other* may still be written, so they wait, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Protocol
+
+from weighbridge.storage import names
+from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
+from weighbridge.storage.index import Index, MalformedIndex, read_index
+from weighbridge.storage.pins import pin
+from weighbridge.storage.protocols import Get, List, ObjectInfo, OpenUploads, OpenWriter, Ref
+from weighbridge.storage.published import MalformedManifest, PublishedFile, read_published
+from weighbridge.storage.safetensors_header import Header, MalformedHeader, ShortFile, read_header
+
+QUIET = 30.0
+"""Seconds without a change that must do where nobody can tell whether a file has a writer."""
+
+
+class Proof(StrEnum):
+    """Why a checkpoint is believed complete, the best first."""
+
+    P0 = "P0"
+    """Our manifest, put last by `publish`."""
+    P1 = "P1"
+    """The format's own marker, and structure."""
+    P2 = "P2"
+    """Structure: every file is as long as it says, and they fit each other."""
+    P3 = "P3"
+    """Only a quiet period: unproven, never rolled out by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A whole checkpoint. `files` are its pins, sorted by key; `reason` says what was proven."""
+
+    proof: Proof
+    files: tuple[Ref, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Not whole yet, and more bytes may make it so; `reason` says what is missing."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Wrong by content: no further byte makes it a checkpoint."""
+
+    reason: str
+    files: tuple[Ref, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Weights in a format that cannot be weighed yet; nothing is lost, and the reason says what to do."""
+
+    reason: str
+    files: tuple[Ref, ...]
+
+
+Verdict = Complete | Waiting | Refused | Unsupported
+
+
+class Look(Get, List, Protocol):
+    """The two verbs that a look needs; OpenWriter and OpenUploads are used where the store has them."""
+
+
+def look(store: Look, path: str, *, now: datetime | None = None) -> Verdict:
+    """List `path` (an object's key, or a folder's ending in `/`) and assess what is there."""
+    return assess(store, listed(store, path), path=path, now=now)
+
+
+def listed(store: List, path: str) -> list[ObjectInfo]:
+    """The objects of one checkpoint: everything under a folder, or the one object of that key."""
+    return [info for info in store.list(path) if path.endswith("/") or info.key == path]
+
+
+def assess(store: Look, objects: Sequence[ObjectInfo], *, path: str, now: datetime | None = None) -> Verdict:
+    """Decide about the `objects` at `path`, all of one checkpoint; `now` judges quiet where writers cannot be seen.
+
+    Raises StorageUnavailable and the like when the store does not answer: then nothing is decided.
+    """
+    try:
+        verdict = _Assessment(store, path, objects, now or datetime.now(UTC)).verdict()
+    except _Wait as wait:
+        return Waiting(str(wait))
+    except (ObjectNotFound, PreconditionFailed):
+        return Waiting(f"{path} changed while it was looked at")
+    if isinstance(verdict, Waiting):
+        return verdict
+    # Listed again: pins are of what is there now, and of nothing that changed meanwhile.
+    after = {pin(info).key: info for info in listed(store, path)}
+    before = {info.key: info for info in objects}
+    if any(ref.key not in after or _identity(after[ref.key]) != _identity(before[ref.key]) for ref in verdict.files):
+        return Waiting(f"{path} changed while it was looked at")
+    if after.keys() != before.keys() and getattr(verdict, "proof", None) is not Proof.P0:
+        return Waiting(f"{path} changed while it was looked at")
+    return verdict
+
+
+class _Wait(Exception):
+    """The verdict Waiting, from wherever it is found."""
+
+
+class _Assessment:
+    """One look at one checkpoint. Each step returns or raises _Wait."""
+
+    def __init__(self, store: Look, path: str, objects: Sequence[ObjectInfo], now: datetime) -> None:
+        self._store, self._path, self._now = store, path, now
+        self._objects = {info.key: info for info in objects}
+        self._root = path if path.endswith("/") else path.rpartition("/")[0] + "/" * ("/" in path)
+        self._uploads = self._open_uploads()
+
+    def verdict(self) -> Verdict:
+        if not self._objects:
+            raise _Wait(f"there is nothing at {self._path} yet")
+        try:
+            if self._path.endswith("/") and self._root + names.PUBLISHED in self._objects:
+                return self._published()
+            return self._structural()
+        except (MalformedHeader, MalformedIndex, MalformedManifest) as wrong:
+            return Refused(str(wrong), self._pins(self._objects))
+
+    def _published(self) -> Verdict:
+        """P0: every file that the manifest names is there, at its size, written to its end."""
+        manifest = self._root + names.PUBLISHED
+        self._prove_written([manifest])
+        try:
+            files = read_published(self._store, pin(self._objects[manifest])).files
+        except MalformedManifest as error:
+            if error.truncated:
+                raise _Wait(str(error)) from error
+            raise
+        for file in files:
+            self._prove_size(file)
+        keys = [self._root + file.path for file in files]
+        self._prove_written(keys)
+        for key in filter(names.is_weights, keys):
+            self._header(key)
+        ignored = [key for key in self._objects.keys() - {*keys, manifest} if not key.endswith(names.PUBLISHING)]
+        more = f"; left out, since it does not name them: {len(ignored)}" if ignored else ""
+        count = f"{len(keys)} file{'s' * (len(keys) != 1)}"
+        return Complete(Proof.P0, self._pins([*keys, manifest]), f"{names.PUBLISHED} names {count}, all there{more}")
+
+    def _structural(self) -> Verdict:
+        """P2: by the headers, and by the index that binds shards together."""
+        self._prove_no_marks()
+        keys = [key for key in self._objects if not names.is_hidden(key[len(self._root) :])]
+        weights = [key for key in keys if names.is_weights(key)]
+        indexes = [key for key in keys if key.endswith(names.INDEX)]
+        if not weights and not indexes:
+            return self._without_safetensors()
+        self._prove_written(keys)
+        headers = {key: self._header(key) for key in weights}
+        extra = [key for key in keys if key.endswith(names.SAFETENSORS) and key not in headers]
+        for key in extra:
+            self._header(key)
+        shards: set[str] = set()
+        for key in indexes:
+            shards |= self._prove_index(key, headers)
+        self._prove_no_strays(sorted(headers.keys() - shards), bool(indexes))
+        tensors = sum(len(header.tensors) for header in headers.values())
+        files = f"{len(headers)} safetensors file{'s' * (len(headers) != 1)}"
+        bound = ", exactly those of the index" if indexes else ""
+        reason = f"{files} with {tensors} tensors, as long as the headers say{bound}"
+        return Complete(Proof.P2, self._pins(keys), reason)
+
+    def _without_safetensors(self) -> Verdict:
+        foreign = sorted(key for key in self._objects if names.is_other_weights(key))
+        if not foreign and self._path.endswith("/"):
+            raise _Wait(f"{self._path} has no {names.SAFETENSORS} file yet, only {len(self._objects)} other files")
+        key = foreign[0] if foreign else self._path
+        kind = names.suffix(key.rpartition("/")[2]) or "without a suffix"
+        reason = f"{key}: format {kind} is not supported yet: publish safetensors"
+        return Unsupported(reason, self._pins(self._objects))
+
+    def _prove_no_marks(self) -> None:
+        """No name, no sibling and no open upload says that somebody is still writing."""
+        if uploads := [key for key in self._uploads if self._path.endswith("/") or key == self._path]:
+            raise _Wait(f"a multipart upload of {min(uploads)} is not finished: complete or abort it")
+        below = {key: key[len(self._root) :] for key in self._objects}
+        if marked := sorted(key for key, name in below.items() if names.is_unfinished(name)):
+            raise _Wait(f"{marked[0]} is marked unfinished by its name")
+        stem = self._path.removesuffix("/").removesuffix(names.SAFETENSORS)
+        for info in self._store.list(f"{stem}-unfinished"):
+            raise _Wait(f"the marker {info.key} says that it is unfinished")
+
+    def _prove_written(self, keys: Iterable[str]) -> None:
+        """No open upload, no empty file, no open writer; where writers cannot be seen, a quiet period."""
+        for key in sorted(keys):
+            info = self._objects[key]
+            if key in self._uploads:
+                raise _Wait(f"a multipart upload of {key} is not finished: complete or abort it")
+            if not isinstance(self._store, OpenWriter):
+                continue
+            writer = self._store.has_writer(key)
+            if writer:
+                raise _Wait(f"{key} is still open for writing")
+            age = (self._now - info.modified).total_seconds()
+            if writer is None and age < QUIET:
+                raise _Wait(f"{key} changed {age:.0f} s ago; writers cannot be seen here: {QUIET:.0f} s must be quiet")
+
+    def _prove_size(self, file: PublishedFile) -> None:
+        info = self._objects.get(self._root + file.path)
+        if info is None:
+            raise _Wait(f"{names.PUBLISHED} names {file.path}, which is not there yet")
+        if info.size != file.size:
+            raise _Wait(f"{file.path} has {info.size:,} of {file.size:,} bytes by {names.PUBLISHED}")
+
+    def _prove_index(self, key: str, headers: Mapping[str, Header]) -> set[str]:
+        """The index names exactly the tensors of its shards. Returns the shards' keys."""
+        index = self._index(key)
+        folder = key.rpartition("/")[0] + "/" * ("/" in key)
+        shards = {folder + name for name in index.shards}
+        if missing := sorted(shards - headers.keys()):
+            raise _Wait(f"{key} names {missing[0]}, which is not there yet")
+        held = {name: shard for shard in sorted(shards) for name in headers[shard].tensors}
+        named = {name: folder + shard for name, shard in index.weight_map.items()}
+        if held != named:
+            odd = min(name for name in held.keys() | named.keys() if held.get(name) != named.get(name))
+            raise _Wait(f"{key} says that {odd!r} is in {named.get(odd)}, the headers say {held.get(odd)}")
+        if sum(len(headers[shard].tensors) for shard in shards) != len(held):
+            raise _Wait(f"{key}: some tensor is in two of its files")
+        total = sum(headers[shard].data_size for shard in shards)
+        if index.total_size is not None and index.total_size != total:
+            raise _Wait(f"{key} says {index.total_size:,} bytes in all, its files hold {total:,}")
+        return shards
+
+    def _index(self, key: str) -> Index:
+        try:
+            return read_index(self._store, pin(self._objects[key]))
+        except MalformedIndex as error:
+            if error.truncated:
+                raise _Wait(str(error)) from error
+            raise
+
+    def _prove_no_strays(self, strays: Sequence[str], has_index: bool) -> None:
+        """One file needs no index; shards and several files do."""
+        if has_index or not strays:
+            return
+        if part := next((key for key in strays if names.is_shard(key)), None):
+            raise _Wait(f"{part} is one of several files, and their index ({names.INDEX}) is not there yet")
+        if len(strays) > 1:
+            raise _Wait(
+                f"{self._path} has {len(strays)} weight files and nothing says that these are all: "
+                "add an index, or use `weighbridge push`"
+            )
+
+    def _header(self, key: str) -> Header:
+        try:
+            return read_header(self._store, pin(self._objects[key]))
+        except ShortFile as short:
+            raise _Wait(str(short)) from short
+
+    def _open_uploads(self) -> set[str]:
+        return set(self._store.uploads(self._path)) if isinstance(self._store, OpenUploads) else set()
+
+    def _pins(self, keys: Iterable[str]) -> tuple[Ref, ...]:
+        return tuple(pin(self._objects[key]) for key in sorted(keys))
+
+
+def _identity(info: ObjectInfo) -> tuple[int, str, datetime]:
+    return info.size, info.etag, info.modified

@@ -1,0 +1,180 @@
+"""The header of a safetensors file, read by ranges and believed only where everything adds up.
+
+A file is 8 bytes of header length N (little-endian), N bytes of JSON, and the tensors' bytes without gaps. Offsets
+count from the end of the header. Nothing of the data is read here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weighbridge.storage.errors import StorageError
+from weighbridge.storage.protocols import Get, Ref
+from weighbridge.storage.strict_json import InvalidJson, parse_object
+
+MAX_HEADER = 16 << 20
+"""Bytes. Real headers of the largest models stay under 10 MiB; a bomb of 70 MB costs a parser a gigabyte."""
+MAX_TENSORS = 200_000
+MAX_RANK = 32
+FIRST_READ = 64 << 10
+"""Bytes of the first ranged read: most headers whole, in one request."""
+
+BITS: Mapping[str, int] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
+"""Bits of one element, by safetensors dtype."""
+
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes",
+    b"\x80": "a Python pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip file",
+    b"{": "JSON text without the length before it",
+    b"<": "markup text",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file",
+}
+
+
+class MalformedHeader(StorageError, ValueError):
+    """The file is no valid safetensors file, and more bytes cannot make it one. Names file, tensor and rule."""
+
+
+class ShortFile(StorageError):
+    """The file is shorter than it says: `have` of `need` bytes (`need` is a lower bound before the header is read)."""
+
+    def __init__(self, key: str, have: int, need: int) -> None:
+        super().__init__(f"{key} has {have:,} of {need:,} bytes", key=key)
+        self.have, self.need = have, need
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: bytes [start, end) of the data, which begins at the header's `data_start`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header that adds up. `length` is N; `expected_size` is the size of the whole file in bytes."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    length: int
+
+    @property
+    def data_start(self) -> int:
+        return 8 + self.length
+
+    @property
+    def data_size(self) -> int:
+        return max((tensor.end for tensor in self.tensors.values()), default=0)
+
+    @property
+    def expected_size(self) -> int:
+        return self.data_start + self.data_size
+
+
+def read_header(store: Get, ref: Ref) -> Header:
+    """Read and check the header of a pinned file, and that the file is exactly as long as it says.
+
+    Raises MalformedHeader (wrong by content), ShortFile (more bytes could complete it), PreconditionFailed.
+    """
+    first = store.get(ref.key, end=min(ref.size, FIRST_READ), if_match=ref)
+    length = header_length(first, ref.key, ref.size)
+    rest = store.get(ref.key, start=len(first), end=8 + length, if_match=ref) if 8 + length > len(first) else b""
+    header = parse_header((first + rest)[8 : 8 + length], ref.key)
+    if ref.size < header.expected_size:
+        raise ShortFile(ref.key, ref.size, header.expected_size)
+    if ref.size > header.expected_size:
+        raise _malformed(ref.key, f"has {ref.size:,} bytes, {header.expected_size:,} by its header")
+    return header
+
+
+def header_length(first: bytes, key: str, size: int) -> int:
+    """N from the first bytes of a file of `size` bytes. Raises MalformedHeader, ShortFile."""
+    length = int.from_bytes(first[:8], "little")  # of fewer than 8 bytes: a lower bound
+    if length > MAX_HEADER or first[8:9] not in (b"", b"{"):
+        raise _malformed(key, _foreign(first, length))
+    if len(first) < 8:
+        raise ShortFile(key, size, 8)
+    if length < 2:
+        raise _malformed(key, f"has an impossible header length of {length} bytes")
+    if size < 8 + length:
+        raise ShortFile(key, size, 8 + length)
+    return length
+
+
+def parse_header(data: bytes, key: str) -> Header:
+    """Check the JSON of a header: names, dtypes, shapes, offsets without gap or overlap. Raises MalformedHeader."""
+    try:
+        fields = parse_object(data)
+    except InvalidJson as error:
+        raise _malformed(key, f"has a header that is {error}") from error
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _malformed(key, "has a __metadata__ that is not text by text")
+    if len(fields) > MAX_TENSORS:
+        raise _malformed(key, f"has {len(fields):,} tensors, more than {MAX_TENSORS:,}")
+    tensors = {name: _tensor(key, name, value) for name, value in fields.items()}
+    _check_layout(key, tensors)
+    return Header(tensors, metadata, len(data))
+
+
+def _tensor(key: str, name: str, value: Any) -> TensorInfo:
+    if not name or not name.isprintable():
+        raise _malformed(key, f"has a tensor with an empty or unprintable name {name!r}")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _malformed(key, "needs exactly dtype, shape and data_offsets", name)
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise _malformed(key, f"has the unknown dtype {str(dtype)[:40]!r}", name)
+    if not _is_counts(shape) or len(shape) > MAX_RANK:
+        raise _malformed(key, f"has a shape that is no list of at most {MAX_RANK} sizes", name)
+    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _malformed(key, "has data_offsets that are no [start, end]", name)
+    start, end = offsets
+    bits = math.prod(shape) * BITS[dtype]
+    if bits != 8 * (end - start):
+        needs = f"{bits:,} bits" if bits < 1 << 66 else "more than 2^63 bytes"
+        raise _malformed(key, f"of {dtype} {shape} needs {needs}, its offsets span {end - start:,} bytes", name)
+    return TensorInfo(dtype, tuple(shape), start, end)
+
+
+def _check_layout(key: str, tensors: Mapping[str, TensorInfo]) -> None:
+    position = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if tensor.start != position:
+            fault = "overlaps the one before it" if tensor.start < position else "leaves a hole before it"
+            raise _malformed(key, f"{fault}: it starts at {tensor.start:,}, not at {position:,}", name)
+        position = tensor.end
+
+
+def _foreign(first: bytes, length: int) -> str:
+    for magic, what in _FOREIGN.items():
+        if first.startswith(magic):
+            return f"is {what}, not a safetensors file"
+    if length > MAX_HEADER:
+        return f"has an impossible header length of {length:,} bytes; the limit is {MAX_HEADER:,}"
+    return "has a header that is no JSON object"
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _malformed(key: str, rule: str, tensor: str | None = None) -> MalformedHeader:
+    return MalformedHeader(f"{key}: tensor {tensor!r} {rule}" if tensor else f"{key} {rule}", key=key)

@@ -1,0 +1,58 @@
+"""JSON from strangers: no duplicate keys, no NaN, no depth bombs, and a difference between *broken off* and *wrong*."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+
+class InvalidJson(ValueError):
+    """The text is no JSON object, or has a duplicate key."""
+
+
+class TruncatedJson(InvalidJson):
+    """The text begins like a JSON object and ends before it does: more may come."""
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Parse one JSON object. Raises TruncatedJson, InvalidJson."""
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        if _broken_off(error):
+            raise TruncatedJson(f"it ends after {len(data):,} bytes, inside an object") from error
+        raise InvalidJson(f"no valid JSON: {error.msg} at character {error.pos:,}") from error
+    except InvalidJson:
+        raise
+    except UnicodeDecodeError as error:
+        if error.end == len(data) and data.lstrip()[:1] == b"{" and error.reason == "unexpected end of data":
+            raise TruncatedJson(f"it ends after {len(data):,} bytes, inside a character") from error
+        raise InvalidJson(f"no valid JSON: not UTF-8 at byte {error.start:,}") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise InvalidJson(f"no acceptable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidJson("no JSON object")
+    return value
+
+
+def _broken_off(error: json.JSONDecodeError) -> bool:
+    """Say whether the text may be the beginning of an object: the parser failed in its last token, not before."""
+    text = error.doc.rstrip()
+    if not text.lstrip():
+        return True
+    in_last_token = error.msg.startswith("Unterminated string") or len(text) - error.pos <= len("\\uABCD")
+    return text.lstrip()[0] == "{" and in_last_token
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise InvalidJson(f"the key {twice!r} is there twice")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise InvalidJson(f"{name} is no JSON")
