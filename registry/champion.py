@@ -1,0 +1,171 @@
+"""What a fleet serves: the champion and what was before it, and the hosts that should hold it but do not yet.
+
+A rollout moves the champion when it finishes. Between rollouts `converge` brings joining hosts to what their fleet
+serves; it never touches a host that a rollout under way was given, nor a fleet whose rollout a person paused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from weighbridge.registry import db, events, hosts
+from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, VariantStatus, VersionStatus
+from weighbridge.registry.models import Alias, Assignment, Model, Rollout, Variant, Version
+from weighbridge.registry.schemas import Slot
+
+CHAMPION, PREVIOUS = "champion", "previous"
+
+
+def fleet_key(labels: Mapping[str, str]) -> str:
+    """Canonical JSON of a fleet's labels: how rows name it."""
+    return json.dumps(dict(labels), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def number(tx: Session, model_id: int, alias: str = CHAMPION) -> int | None:
+    """The version number that the alias names."""
+    row = tx.get(Alias, (model_id, alias))
+    return None if row is None else row.number
+
+
+def slot(tx: Session, model_id: int, version: int, variant: str = "original") -> Slot | None:
+    """The slot that serves a version; None when it is not ready or has no such artifact."""
+    row = tx.exec(
+        select(Variant)
+        .join(Version)
+        .where(Version.model_id == model_id, Version.number == version, Version.status == VersionStatus.READY)
+        .where(Variant.name == variant, Variant.status == VariantStatus.READY)
+    ).one_or_none()
+    if row is None or row.artifact_digest is None:
+        return None
+    return Slot(version=version, variant=variant, artifact=row.artifact_digest)
+
+
+def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
+    """The version that a fleet serves: of its newest finished rollout while that is ready, else the champion."""
+    last = tx.exec(
+        select(Rollout)
+        .where(Rollout.model_id == model_id, Rollout.fleet == fleet_key(fleet))
+        .where(Rollout.status == RolloutStatus.FINISHED)
+        .order_by(col(Rollout.finished_at).desc(), col(Rollout.id).desc())
+        .limit(1)
+    ).one_or_none()
+    for candidate in (last.number if last else None, number(tx, model_id)):
+        if candidate is not None and slot(tx, model_id, candidate) is not None:
+            return candidate
+    return None
+
+
+def crown(tx: Session, rollout: Rollout) -> None:
+    """The rollout finished: its version is the champion, the old champion is `previous` while it may be served."""
+    old = number(tx, rollout.model_id)
+    if old == rollout.number:
+        return
+    actor, reason = f"rollout:{rollout.id}", "the rollout finished"
+    if old is not None and slot(tx, rollout.model_id, old) is not None:
+        _point(tx, rollout.model_id, PREVIOUS, old, actor=actor, reason=reason)
+    elif number(tx, rollout.model_id, PREVIOUS) == rollout.number:
+        _point(tx, rollout.model_id, PREVIOUS, None, actor=actor, reason=reason)
+    _point(tx, rollout.model_id, CHAMPION, rollout.number, actor=actor, reason=reason)
+
+
+def withdraw(tx: Session, version: Version, reason: str) -> None:
+    """The version may not be served any more: `previous` takes the place of a champion, and the hosts follow."""
+    tx.flush()  # the version's new status decides what `slot` finds below
+    words = f"version {version.number} was withdrawn: {reason}"
+    before = number(tx, version.model_id, PREVIOUS)
+    if before is not None and slot(tx, version.model_id, before) is None:
+        _point(tx, version.model_id, PREVIOUS, None, actor="weighbridge", reason=words)
+        before = None
+    if number(tx, version.model_id) == version.number:
+        _point(tx, version.model_id, CHAMPION, before, actor="weighbridge", reason=words)
+        if before is not None:
+            _point(tx, version.model_id, PREVIOUS, None, actor="weighbridge", reason=words)
+    converge(tx, version.model_id)
+
+
+def converge(tx: Session, model_id: int | None = None) -> list[str]:
+    """Assign what their fleet serves to hosts that hold something else. Returns the ids of the hosts it changed.
+
+    A host of several fleets follows the fleet whose rollout finished last.
+    """
+    newest = select(func.max(Rollout.id)).where(Rollout.status == RolloutStatus.FINISHED)  # type: ignore[arg-type]
+    if model_id is not None:
+        newest = newest.where(Rollout.model_id == model_id)  # type: ignore[arg-type]
+    newest = newest.group_by(col(Rollout.model_id), col(Rollout.fleet))
+    rows = tx.exec(select(Rollout).where(col(Rollout.id).in_(newest)).order_by(col(Rollout.id).desc()))
+    changed: list[str] = []
+    settled: set[tuple[int, str]] = set()
+    for rollout in rows.all():
+        changed += _converge_fleet(tx, rollout, settled)
+    return changed
+
+
+def _converge_fleet(tx: Session, rollout: Rollout, settled: set[tuple[int, str]]) -> list[str]:
+    labels: dict[str, str] = json.loads(rollout.fleet)
+    wanted: list[Slot] | None = None
+    changed: list[str] = []
+    busy, paused = _busy(tx, rollout.model_id)
+    for host in hosts.fleet(tx, labels):
+        key = (rollout.model_id, host.id)
+        if key in settled:
+            continue
+        settled.add(key)
+        if host.id in busy or rollout.fleet in paused:
+            continue
+        if wanted is None:
+            wanted = _wanted(tx, rollout.model_id, labels)
+        held = tx.get(Assignment, (host.id, rollout.model_id))
+        if (held.slots if held else []) != [slot.model_dump(mode="json") for slot in wanted]:
+            hosts.assign(tx, host.id, rollout.model_id, wanted, rollout.id)
+            changed.append(host.id)
+    return changed
+
+
+def _wanted(tx: Session, model_id: int, labels: Mapping[str, str]) -> list[Slot]:
+    version = serving(tx, model_id, labels)
+    found = slot(tx, model_id, version) if version is not None else None
+    return [found] if found is not None else []
+
+
+def _busy(tx: Session, model_id: int) -> tuple[set[str], set[str]]:
+    """The hosts that rollouts under way were given, and the fleets whose rollout is paused; holds their rows."""
+    rows = tx.exec(
+        select(Rollout)
+        .where(Rollout.model_id == model_id, col(Rollout.status).in_(ACTIVE_ROLLOUT))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    given = {host for row in rows for host in row.state.get("given", ())}
+    return given, {row.fleet for row in rows if row.status == RolloutStatus.PAUSED}
+
+
+def _point(tx: Session, model_id: int, name: str, version: int | None, *, actor: str, reason: str) -> None:
+    """Move an alias, or remove it, and say so."""
+    row = tx.get(Alias, (model_id, name))
+    old = row.number if row else None
+    if old == version:
+        return
+    if row is None:
+        assert version is not None
+        tx.add(Alias(model_id=model_id, name=name, number=version, updated_at=db.clock(tx)))
+    elif version is None:
+        tx.delete(row)
+    else:
+        row.number, row.revision, row.updated_at = version, row.revision + 1, db.clock(tx)
+        tx.add(row)
+    tx.flush()
+    events.record(
+        tx,
+        "alias.moved" if version is not None else "alias.deleted",
+        model=tx.get_one(Model, model_id).name,
+        version=version,
+        subject=f"alias:{name}",
+        before={"number": old},
+        after={"number": version},
+        actor=actor,
+        reason=reason,
+    )

@@ -1,0 +1,314 @@
+"""The verbs of rollouts: start, by a person or by itself; a person's decisions; withdrawal of a version.
+
+What a rollout does next is decided in workers.next_step; here is what people and the lifecycle may ask of it. Every
+function takes an open transaction and leaves the commit to its owner, who rings "jobs", "events" and "hosts" after it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from sqlalchemy import func
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, select
+
+from weighbridge.registry import champion, db, events, jobs, lifecycle
+from weighbridge.registry.errors import Conflict, Invalid, NotFound
+from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, Stage, VersionStatus
+from weighbridge.registry.models import Job, Model, Rollout, RolloutStep, Version
+from weighbridge.registry.models import Recipe as RecipeRow
+from weighbridge.registry.recipe import NO_POLICY, Policy, Recipe, RolloutSettings, effective, policy_for
+
+Verb = Literal["pause", "resume", "abort", "promote", "approve"]
+_R = RolloutStatus
+_GOING = frozenset({_R.RUNNING, _R.HOLDING})
+_ALLOWED: Mapping[str, frozenset[RolloutStatus]] = MappingProxyType(
+    {
+        "approve": frozenset({_R.PENDING}),
+        "pause": _GOING,
+        "resume": frozenset({_R.PAUSED}),
+        "promote": _GOING,
+        "abort": _GOING | {_R.PENDING, _R.PAUSED},
+    }
+)
+_BECOMES = MappingProxyType({"approve": _R.RUNNING, "resume": _R.RUNNING, "pause": _R.PAUSED})
+_PAST = MappingProxyType(
+    {"approve": "approved", "pause": "paused", "resume": "resumed", "promote": "promoted", "abort": "abort_asked"}
+)
+
+
+def start(
+    tx: Session,
+    model: str,
+    number: int | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    policies: tuple[Policy, ...] = (),
+    actor: str,
+    reason: str = "",
+) -> Rollout:
+    """Start by hand the rollout of a version (the newest ready one when `number` is None).
+
+    `settings` override the recipe's rollout part. Raises NotFound, Conflict (not ready, or one is under way), Invalid
+    (a setting that is unknown, wrong, or that the policy overrules).
+    """
+    row = tx.exec(select(Model).where(Model.name == model)).one_or_none()
+    if row is None:
+        raise NotFound("model", model)
+    version = _version(tx, row, number)
+    chosen = _overridden(_settings(tx, version, NO_POLICY), settings or {}, policy_for(model, policies))
+    return _start(tx, row, version, chosen, actor=actor, reason=reason)
+
+
+def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Rollout | None:
+    """Start the rollout of the newest ready version, where policy and recipe say so; None where there is nothing to do.
+
+    Never of an unproven version, of one that had a rollout before, of one older than the champion, or beside another.
+    """
+    model = tx.get_one(Model, model_id)
+    floor = champion.number(tx, model_id) or 0
+    version = tx.exec(
+        select(Version)
+        .where(Version.model_id == model_id, Version.status == VersionStatus.READY)
+        .where(col(Version.unproven).is_(False), Version.number > floor)
+        .order_by(col(Version.number).desc())
+        .limit(1)
+    ).one_or_none()
+    if version is None or _had_rollout(tx, version):
+        return None
+    settings = _settings(tx, version, policy_for(model.name, policies))
+    if not settings.automatic or active(tx, model_id, settings.fleet) is not None:
+        return None
+    try:
+        return _start(tx, model, version, settings, actor="weighbridge", reason="automatic: the version became ready")
+    except Conflict:  # another transaction was faster; its end starts the newest
+        return None
+
+
+def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str = "") -> Rollout:
+    """Carry out a person's decision. Raises NotFound, Conflict where the rollout's status does not allow it."""
+    rollout = lock(tx, rollout_id)
+    status = RolloutStatus(rollout.status)
+    if status not in _ALLOWED[verb]:
+        allowed = ", ".join(sorted(_ALLOWED[verb]))
+        raise Conflict(f"rollout {rollout_id} is {status}: {verb} is possible when it is {allowed}")
+    if verb in _BECOMES:
+        move(rollout, _BECOMES[verb], "" if verb != "pause" else f"paused by {actor}" + (reason and f": {reason}"))
+    elif verb == "abort":
+        rollout.request = {"verb": verb, "actor": actor, "reason": reason}
+    else:
+        rollout.state = {**rollout.state, "promoted": rollout.wave}
+    add_step(tx, rollout, verb, {"reason": reason} if reason else {}, actor=actor)
+    report(tx, rollout, _PAST[verb], before={"status": status}, actor=actor, reason=reason)
+    jobs.wake(tx, "rollout", rollout_id)
+    return rollout
+
+
+def withdraw(tx: Session, version: Version, reason: str) -> None:
+    """A version may not be served any more: its rollouts go back, and if it is the champion, the one before it is."""
+    assert version.id is not None
+    for rollout in tx.exec(
+        select(Rollout)
+        .where(Rollout.model_id == version.model_id, Rollout.number == version.number)
+        .where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
+    ):
+        assert rollout.id is not None
+        jobs.wake(tx, "rollout", rollout.id)
+    champion.withdraw(tx, version, reason)
+
+
+def converge_champion(tx: Session) -> list[str]:
+    """Repair drift: give every host that joined a fleet what the fleet serves. Returns the ids of the hosts changed."""
+    return champion.converge(tx)
+
+
+def find(tx: Session, rollout_id: int) -> Rollout:
+    """Read one rollout. Raises NotFound."""
+    rollout = tx.get(Rollout, rollout_id)
+    if rollout is None:
+        raise NotFound("rollout", rollout_id)
+    return rollout
+
+
+def lock(tx: Session, rollout_id: int) -> Rollout:
+    """Read one rollout and hold its row until the transaction ends. Raises NotFound."""
+    rollout = tx.get(Rollout, rollout_id, with_for_update=True, populate_existing=True)
+    if rollout is None:
+        raise NotFound("rollout", rollout_id)
+    return rollout
+
+
+def active(tx: Session, model_id: int, fleet: Mapping[str, str]) -> Rollout | None:
+    """The rollout under way of a model on the fleet with these labels."""
+    return tx.exec(
+        select(Rollout)
+        .where(Rollout.model_id == model_id, Rollout.fleet == champion.fleet_key(fleet))
+        .where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
+    ).one_or_none()
+
+
+def listing(
+    tx: Session, *, model: str | None = None, going: bool = False, before: int | None = None, limit: int = 100
+) -> list[Rollout]:
+    """Rollouts, newest first, those with an id under `before`; `going`: only those that have not ended."""
+    query = select(Rollout).order_by(col(Rollout.id).desc()).limit(limit)
+    if model is not None:
+        query = query.join(Model).where(Model.name == model)
+    if going:
+        query = query.where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
+    if before is not None:
+        query = query.where(col(Rollout.id) < before)
+    return list(tx.exec(query))
+
+
+def steps(tx: Session, rollout_id: int) -> list[RolloutStep]:
+    """Everything the rollout did, in order."""
+    query = select(RolloutStep).where(RolloutStep.rollout_id == rollout_id).order_by(col(RolloutStep.number))
+    return list(tx.exec(query))
+
+
+def move(rollout: Rollout, status: RolloutStatus, reason: str) -> None:
+    """Change the status by the rules of the lifecycle. Raises IllegalTransition."""
+    if status != rollout.status:
+        lifecycle.check(RolloutStatus(rollout.status), status)
+    rollout.status, rollout.reason = status, reason
+    rollout.revision += 1
+
+
+def add_step(
+    tx: Session,
+    rollout: Rollout,
+    action: str,
+    detail: Mapping[str, Any],
+    *,
+    observations: Mapping[str, Any] | None = None,
+    actor: str = "weighbridge",
+) -> None:
+    """Record that the rollout did something, under its next step number."""
+    assert rollout.id is not None
+    rollout.step += 1
+    tx.add(rollout)
+    tx.add(
+        RolloutStep(
+            rollout_id=rollout.id,
+            number=rollout.step,
+            action=action,
+            detail=dict(detail),
+            observations=dict(observations or {}),
+            actor=actor,
+            created_at=db.clock(tx),
+        )
+    )
+
+
+def next_job(tx: Session, rollout: Rollout, *, not_before: float = 0.0) -> Job | None:
+    """Insert the job of the rollout's next step."""
+    assert rollout.id is not None
+    return jobs.insert(
+        tx,
+        key=f"rollout:{rollout.id}:step:{rollout.step + 1}",
+        subject_type="rollout",
+        subject_id=rollout.id,
+        stage=Stage.ROLLOUT,
+        not_before=not_before,
+    )
+
+
+def report(
+    tx: Session,
+    rollout: Rollout,
+    what: str,
+    *,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+    actor: str = "weighbridge",
+    reason: str = "",
+) -> None:
+    """Write the event `rollout.<what>`."""
+    events.record(
+        tx,
+        f"rollout.{what}",
+        model=tx.get_one(Model, rollout.model_id).name,
+        version=rollout.number,
+        subject=f"rollout:{rollout.id}",
+        before=dict(before or {}),
+        after={"status": rollout.status, "wave": rollout.wave, **(after or {})},
+        actor=actor,
+        reason=reason,
+    )
+
+
+def _version(tx: Session, model: Model, number: int | None) -> Version:
+    query = select(Version).where(Version.model_id == model.id)
+    if number is None:
+        query = query.where(Version.status == VersionStatus.READY).order_by(col(Version.number).desc()).limit(1)
+    else:
+        query = query.where(Version.number == number)
+    version = tx.exec(query).one_or_none()
+    if version is None:
+        raise NotFound(f"ready version of model {model.name}" if number is None else "version", number or "yet")
+    if version.status != VersionStatus.READY:
+        raise Conflict(f"version {version.number} of {model.name} is {version.status}: only a ready one can be served")
+    return version
+
+
+def _had_rollout(tx: Session, version: Version) -> bool:
+    query = select(func.count()).select_from(Rollout)
+    return bool(
+        tx.exec(query.where(Rollout.model_id == version.model_id, Rollout.number == version.number)).one()  # type: ignore[arg-type]
+    )
+
+
+def _settings(tx: Session, version: Version, policy: Policy) -> RolloutSettings:
+    """The rollout part of the recipe that the version pins, under today's policy."""
+    row = tx.get(RecipeRow, version.recipe_id) if version.recipe_id is not None else None
+    recipe = Recipe.model_validate(row.effective) if row is not None else None
+    return effective(recipe, policy)[0].rollout
+
+
+def _overridden(base: RolloutSettings, wishes: Mapping[str, Any], policy: Policy) -> RolloutSettings:
+    try:
+        wished = RolloutSettings.model_validate({**base.model_dump(), **wishes})
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
+        raise Invalid(f"rollout settings: {problems}") from exc
+    merged, ignored = effective(Recipe(rollout=wished), policy)
+    refused = [line for line in ignored if line.removeprefix("rollout.").partition(":")[0] in wishes]
+    if refused:
+        raise Invalid("; ".join(refused))
+    return merged.rollout
+
+
+def _start(
+    tx: Session, model: Model, version: Version, settings: RolloutSettings, *, actor: str, reason: str
+) -> Rollout:
+    assert model.id is not None
+    slot = champion.slot(tx, model.id, version.number)
+    if slot is None:
+        raise Conflict(f"version {version.number} of {model.name} has no artifact to serve")
+    rollout = Rollout(
+        model_id=model.id,
+        fleet=champion.fleet_key(settings.fleet),
+        number=version.number,
+        variant=slot.variant,
+        artifact_digest=slot.artifact,
+        from_number=champion.serving(tx, model.id, settings.fleet),
+        status=RolloutStatus.PENDING if settings.approval else RolloutStatus.RUNNING,
+        reason="waits for approval" if settings.approval else "",
+        settings=json.loads(settings.model_dump_json()),
+        actor=actor,
+        created_at=db.clock(tx),
+    )
+    try:
+        with tx.begin_nested():
+            tx.add(rollout)
+            tx.flush()
+    except IntegrityError as exc:
+        raise Conflict(f"a rollout of {model.name} on fleet {rollout.fleet} is under way: abort it or wait") from exc
+    report(tx, rollout, "started", after={"from": rollout.from_number}, actor=actor, reason=reason)
+    next_job(tx, rollout)
+    return rollout
