@@ -14,15 +14,13 @@ class LoadError(EngineError):
 class BindingError(LoadError):
     """Tensors and parameters do not meet. `missing`, `unexpected`, `mismatched` hold the names, sorted."""
 
-    def __init__(
-        self, message: str, *, missing: list[str], unexpected: list[str], mismatched: list[str]
-    ) -> None:
+    def __init__(self, message: str, *, missing: list[str], unexpected: list[str], mismatched: list[str]) -> None:
         super().__init__(message)
         self.missing, self.unexpected, self.mismatched = missing, unexpected, mismatched
 
 
-class TemplateError(EngineError):
-    """An architecture cannot become a template; the message names the constant, parameter or difference."""
+class TemplateError(LoadError):
+    """An architecture cannot become a template, or a tensor no part of a program; the message names it and the rule."""
 
 
 class InvalidInput(EngineError, ValueError):

@@ -1,7 +1,7 @@
 """The artifact manifest, version 1: what a variant is made of, content-addressed.
 
-A manifest is canonical JSON (sorted keys, no spaces, UTF-8) and itself a blob: its BLAKE3 digest names the artifact. The
-bytes of the weights are those that were dropped, never rewritten to rename tensors: `binding` maps names instead.
+A manifest is canonical JSON (sorted keys, no spaces, UTF-8) and itself a blob: its BLAKE3 digest names the artifact.
+The bytes of the weights are those that were dropped, never rewritten to rename tensors: `binding` maps names instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT = "weighbridge.artifact/1"
+FORMAT: Literal["weighbridge.artifact/1"] = "weighbridge.artifact/1"
 
 
 class _Frozen(BaseModel):

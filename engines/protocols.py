@@ -25,7 +25,7 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def infer(self, inputs: Arrays) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def infer(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Run one batch. Raises InvalidInput naming the tensor and the rule (name, datatype, shape)."""
         ...
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins: list[str] = ["fixtures.storage"]
+pytest_plugins: list[str] = ["fixtures.serving", "fixtures.storage", "fixtures.engines"]

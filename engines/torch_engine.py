@@ -1,0 +1,150 @@
+"""The torch engine: template and factory programs, safetensors weights mapped from disk, numpy in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from weighbridge.engines import datatypes, tensors
+from weighbridge.engines.binding import Parameter, bind
+from weighbridge.engines.errors import EngineError, LoadError
+from weighbridge.engines.factory import allowed_factory
+from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.protocols import Arrays, BlobPath
+from weighbridge.engines.template import describe, describe_parameters, flat, open_template
+
+
+class TorchEngine:
+    """Loads artifacts whose program is a template or a factory that `factories` (shell patterns) allows.
+
+    `threads` sets torch's intra-op threads for the whole process; None leaves them.
+    """
+
+    def __init__(self, factories: Sequence[str] = (), *, threads: int | None = None) -> None:
+        self._factories = tuple(factories)
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def load(self, manifest: Manifest, blobs: BlobPath, *, device: str = "cpu") -> TorchSession:
+        """Load, bind and prepare. Raises LoadError."""
+        module = self._program(manifest, blobs, device)
+        parameters = describe_parameters(module)
+        weights = _bound(manifest, _weights(manifest, blobs, device), parameters)
+        dtype = _compute_dtype(weights)
+        _fit(weights, parameters, dtype)
+        try:
+            module.load_state_dict(weights, assign=True, strict=True)
+        except RuntimeError as exc:
+            raise LoadError(f"{manifest.program.name}: {exc}") from exc
+        if dtype is not None:
+            _cast_constants(module, dtype)
+        module.requires_grad_(False)
+        return TorchSession(module, manifest, device, dtype)
+
+    def _program(self, manifest: Manifest, blobs: BlobPath, device: str) -> nn.Module:
+        program = manifest.program
+        if program.kind == "factory":
+            # Real values on CPU first: a non-persistent buffer made on `meta` would answer wrong, silently.
+            return allowed_factory(program.name, self._factories)().eval().to(device)
+        if program.digest is None:
+            raise LoadError(f"template {program.name}: the manifest names no digest")
+        return open_template(blobs(program.digest), program.digest, device)
+
+
+class TorchSession:
+    """A bound module on one device. Not thread-safe: one caller at a time."""
+
+    def __init__(self, module: nn.Module, manifest: Manifest, device: str, dtype: torch.dtype | None) -> None:
+        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self._device, self._dtype = torch.device(device), dtype
+        self._module: nn.Module | None = module
+        self._wanted = [datatypes.to_torch(spec.datatype) for spec in self.outputs]
+
+    def infer(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Run one batch. Raises InvalidInput; EngineError when the program itself fails or breaks its outputs."""
+        tensors.check_inputs(inputs, self.inputs)
+        if self._module is None:
+            raise EngineError("the session is closed")
+        with torch.inference_mode():
+            try:
+                results = flat(self._module(*(self._tensor(inputs[spec.name]) for spec in self.inputs)))
+            except (RuntimeError, IndexError, ValueError, TypeError) as exc:
+                raise EngineError(f"the program failed: {exc}") from exc
+            if len(results) != len(self.outputs):
+                raise EngineError(f"the program gave {len(results)} outputs, the artifact names {len(self.outputs)}")
+            return {
+                spec.name: datatypes.tensor_to_array(result.to(wanted))
+                for spec, result, wanted in zip(self.outputs, results, self._wanted, strict=True)
+            }
+
+    def close(self) -> None:
+        """Let the weights go."""
+        self._module = None
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        tensor = datatypes.array_to_tensor(array)
+        floating = self._dtype is not None and tensor.is_floating_point()
+        return tensor.to(self._device, self._dtype if floating else tensor.dtype)
+
+
+def _weights(manifest: Manifest, blobs: BlobPath, device: str) -> dict[str, torch.Tensor]:
+    """Every tensor of the safetensors files, mapped. One that two files hold is refused."""
+    weights: dict[str, torch.Tensor] = {}
+    for file in manifest.files:
+        if not file.path.endswith(".safetensors"):
+            continue
+        try:
+            part = load_file(blobs(file.digest), device=device)
+        except (SafetensorError, OSError) as exc:
+            raise LoadError(f"{file.path}: {exc}") from exc
+        twice = weights.keys() & part.keys()
+        if twice:
+            raise LoadError(f"{file.path}: {min(twice)} is also in another file of the checkpoint")
+        weights |= part
+    return weights
+
+
+def _bound(
+    manifest: Manifest, found: dict[str, torch.Tensor], parameters: dict[str, Parameter]
+) -> dict[str, torch.Tensor]:
+    """The weights by parameter name; what is tied and absent is the same tensor again."""
+    seen = {name: describe(value, name) for name, value in found.items()}
+    if bind(seen, parameters, cast=True) != manifest.binding:
+        raise LoadError(f"{manifest.program.name}: the manifest's binding is not the one of these files")
+    weights = {parameter: found[tensor] for tensor, parameter in manifest.binding.items()}
+    for name, parameter in parameters.items():
+        if name not in weights:
+            root = parameter.tied or name
+            group = [root, *(other for other, its in parameters.items() if its.tied == root)]
+            weights[name] = next(weights[other] for other in group if other in weights)
+    return weights
+
+
+def _compute_dtype(weights: dict[str, torch.Tensor]) -> torch.dtype | None:
+    """The floating dtype that all weights share (the program runs in it), or None: the program's own dtypes."""
+    dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _fit(weights: dict[str, torch.Tensor], parameters: dict[str, Parameter], dtype: torch.dtype | None) -> None:
+    """Cast in place to the program's own dtypes where the weights share none."""
+    if dtype is None:
+        for name, value in weights.items():
+            weights[name] = value.to(datatypes.to_torch(datatypes.from_safetensors(parameters[name].dtype)))
+
+
+def _cast_constants(module: nn.Module, dtype: torch.dtype) -> None:
+    """Floating constants (non-persistent buffers, plain tensors) follow the weights' dtype."""
+    persistent = module.state_dict().keys()
+    for path, part in module.named_modules():
+        for holder in (part._buffers, vars(part)):
+            for name, value in list(holder.items()):
+                own = f"{path}.{name}".lstrip(".")
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and own not in persistent:
+                    holder[name] = value.to(dtype)
