@@ -9,8 +9,9 @@ from typing import Any
 
 import orjson
 
-from weighbridge.hosts import datatypes
-from weighbridge.hosts.datatypes import Array
+from weighbridge.engines import datatypes
+from weighbridge.engines.protocols import Array
+from weighbridge.hosts import tensor_data
 from weighbridge.hosts.errors import BadRequest, TooLarge, UnsupportedEncoding
 
 MAX_RANK = 32
@@ -85,7 +86,7 @@ def encode(model: str, version: str, request: InferRequest, outputs: Mapping[str
 
 def encode_request(inputs: Mapping[str, Array]) -> Encoded:
     """A request body for `inputs`: JSON where JSON can carry the tensor, binary data where it cannot."""
-    binary = {name: not datatypes.fits_json(array) for name, array in inputs.items()}
+    binary = {name: not tensor_data.fits_json(array) for name, array in inputs.items()}
     described, blobs = _describe(inputs, binary)
     return _encoded({"inputs": described}, blobs)
 
@@ -96,13 +97,13 @@ def _describe(
     described: list[dict[str, Any]] = []
     blobs: list[bytes | memoryview] = []
     for name, array in arrays.items():
-        tensor: dict[str, Any] = {"name": name, "datatype": datatypes.datatype_of(array), "shape": array.shape}
+        tensor: dict[str, Any] = {"name": name, "datatype": tensor_data.datatype_of(array), "shape": array.shape}
         if binary[name]:
-            blob = datatypes.to_binary(array)
+            blob = tensor_data.to_binary(array)
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            tensor["data"] = datatypes.to_json(name, array)
+            tensor["data"] = tensor_data.to_json(name, array)
         described.append(tensor)
     return described, blobs
 
@@ -144,7 +145,7 @@ def _inputs(listed: Any, blobs: memoryview) -> dict[str, Array]:
             raise BadRequest(f"input {name!r}: binary_data_size {size} exceeds the bytes that follow the JSON")
         if "data" in tensor:
             raise BadRequest(f"input {name!r} has both data and binary_data_size")
-        inputs[name] = datatypes.from_binary(name, datatype, shape, blobs[at : at + size])
+        inputs[name] = tensor_data.from_binary(name, datatype, shape, blobs[at : at + size])
         at += size
     if at != blobs.nbytes:
         raise BadRequest(f"{blobs.nbytes - at} bytes follow the last binary input")
@@ -155,19 +156,19 @@ def _described(tensor: Any) -> tuple[str, str, list[int]]:
     if not isinstance(tensor, dict) or not isinstance(name := tensor.get("name"), str):
         raise BadRequest("each input must be an object with a name")
     datatype, shape = tensor.get("datatype"), tensor.get("shape")
-    if not isinstance(datatype, str) or datatype not in datatypes.DTYPES:
-        raise BadRequest(f"input {name!r}: datatype must be one of {', '.join(datatypes.DTYPES)}")
+    if not isinstance(datatype, str) or datatype not in datatypes.NAMES:
+        raise BadRequest(f"input {name!r}: datatype must be one of {', '.join(datatypes.NAMES)}")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_natural(size) for size in shape):
         raise BadRequest(f"input {name!r}: shape must be a list of at most {MAX_RANK} sizes, each 0 or more")
     return name, datatype, shape
 
 
 def _json_input(name: str, datatype: str, shape: list[int], tensor: dict[str, Any]) -> Array:
-    if "shared_memory_region" in tensor.get("parameters", {}):
+    if "shared_memory_region" in (tensor.get("parameters") or {}):
         raise BadRequest(f"input {name!r}: shared memory is not supported; send the data")
     if not isinstance(data := tensor.get("data"), list):
         raise BadRequest(f"input {name!r} needs data (a list) or parameters.binary_data_size")
-    return datatypes.from_json(name, datatype, shape, data)
+    return tensor_data.from_json(name, datatype, shape, data)
 
 
 def _wanted(listed: Any) -> dict[str, bool | None]:

@@ -81,8 +81,6 @@ class Front:
             status, headers, body = await self._respond(scope, receive)
         except HostError as exc:
             status, headers, body = exc.status, [_JSON], codec.encode_error(str(exc))
-            if isinstance(exc, TooLarge):
-                headers.append((b"connection", b"close"))  # rather than read the rest of it
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's tensor datatypes, as numpy arrays, JSON lists and little-endian bytes."""
+"""A tensor's data on the wire of the Open Inference Protocol: JSON lists and little-endian bytes, to and from numpy."""
 
 from __future__ import annotations
 
@@ -8,29 +8,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
+from weighbridge.engines import datatypes
+from weighbridge.engines.protocols import Array
 from weighbridge.hosts.errors import BadRequest, HostError
 
-Array = npt.NDArray[Any]
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype("<u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("<i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "BYTES": np.dtype(object),
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _JSON_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
 """Which kinds of JSON numbers a datatype's kind admits: a float never becomes an integer by truncation."""
 _LENGTH = struct.Struct("<I")
@@ -39,7 +21,7 @@ _LENGTH = struct.Struct("<I")
 def datatype_of(array: Array) -> str:
     """The protocol's name of an array's dtype. Raises HostError for one that the protocol does not have."""
     try:
-        return _NAMES[array.dtype]
+        return datatypes.from_numpy(array.dtype)
     except KeyError:
         raise HostError(f"the engine answered dtype {array.dtype}, which the protocol does not have") from None
 
@@ -62,13 +44,15 @@ def _shaped(name: str, array: Array, shape: list[int]) -> Array:
 
 
 def _number_list(name: str, datatype: str, data: Any) -> Array:
-    dtype = DTYPES[datatype]
+    dtype = datatypes.to_numpy(datatype)
     try:
         array = np.array(data)
     except ValueError:
         raise BadRequest(f"input {name!r}: nested data must be rectangular") from None
     if array.size == 0:
         return array.astype(dtype)
+    if dtype.kind in "ui" and array.dtype.kind == "f":
+        array = _exact(array, data)
     if array.dtype.kind not in _JSON_KINDS[dtype.kind]:
         raise BadRequest(f"input {name!r}: data holds values that are no {datatype}")
     try:
@@ -79,6 +63,13 @@ def _number_list(name: str, datatype: str, data: Any) -> Array:
     if dtype.kind in "ui" and not np.array_equal(cast, array):
         raise BadRequest(f"input {name!r}: a value does not fit into {datatype}")
     return cast
+
+
+def _exact(array: Array, data: Any) -> Array:
+    """numpy makes floats of integers on both sides of 2**63; as uint64 they are exact, if none is negative."""
+    exact = np.array(data, dtype=object)
+    whole = all(type(value) is int and 0 <= value < 2**64 for value in exact.flat)
+    return exact.astype(np.uint64) if whole else array
 
 
 def _bytes_list(name: str, data: Any) -> Array:
@@ -101,7 +92,7 @@ def from_binary(name: str, datatype: str, shape: list[int], raw: memoryview) -> 
     """A tensor of `shape` over the bytes of `raw`, not copied where they are aligned. Raises BadRequest."""
     if datatype == "BYTES":
         return _shaped(name, _bytes_blob(name, raw, prod(shape)), shape)
-    dtype = DTYPES[datatype]
+    dtype = datatypes.to_numpy(datatype)
     if raw.nbytes != prod(shape) * dtype.itemsize:
         raise BadRequest(
             f"input {name!r}: {datatype} of shape {shape} is {prod(shape) * dtype.itemsize} bytes, not {raw.nbytes}"
@@ -135,7 +126,7 @@ def to_json(name: str, array: Array) -> Any:
     """What orjson writes for a tensor: flat, row-major. Raises HostError for what JSON cannot carry."""
     flat = np.ascontiguousarray(array).reshape(-1)
     kind = flat.dtype.kind
-    if flat.dtype == DTYPES["BF16"]:
+    if flat.dtype == ml_dtypes.bfloat16:
         return to_json(name, flat.astype(np.float32))
     if kind == "f" and not np.isfinite(flat).all():
         raise HostError(f"output {name!r} holds NaN or infinity, which JSON cannot carry; ask for binary_data")

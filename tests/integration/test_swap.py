@@ -1,0 +1,283 @@
+"""Switching versions under load, and children that crash, hang or never come up. Real processes, no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from fixtures.serving import FAKE, Host, fake_spec, serving_host
+
+from weighbridge.hosts.errors import LoadFailed, ModelNotFound, NotReady
+from weighbridge.hosts.options import Serving
+from weighbridge.hosts.router import Slot, State
+
+CRASH, SLOW = -666, -100
+
+
+def run(test: Callable[[Host, httpx.AsyncClient], Awaitable[None]], blobs: Path, options: Serving = FAKE) -> None:
+    async def body() -> None:
+        async with serving_host(blobs, options) as host, httpx.AsyncClient(base_url=f"http://{host.url}") as http:
+            await test(host, http)
+
+    asyncio.run(asyncio.wait_for(body(), 30))
+
+
+async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
+    body = {"inputs": [{"name": "x", "shape": [1, len(data)], "datatype": "FP32", "data": data}]}
+    return await http.post("/v2/models/scale/infer", json=body)
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def live(host: Host) -> Slot:
+    return host.slots.find("scale", None)
+
+
+def test_no_request_fails_while_versions_switch(tmp_path: Path) -> None:
+    """Six swaps under constant load: every answer is right for the version that it names, and all six are seen."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        seen: list[tuple[int, str, list[float]]] = []
+        done = False
+
+        async def ask() -> None:
+            while not done:
+                answer = await infer(http, 1, 2)
+                output = answer.json()
+                seen.append((answer.status_code, output["model_version"], output["outputs"][0]["data"]))
+
+        clients = [asyncio.create_task(ask()) for _ in range(4)]
+        for version in range(2, 8):
+            await host.put_live(str(version))
+            await until(lambda: seen and seen[-1][1] == live(host).spec.version)
+        done = True
+        await asyncio.gather(*clients)
+        assert {status for status, _, _ in seen} == {200}
+        assert all(data == [float(version), 2.0 * float(version)] for _, version, data in seen)
+        assert {version for _, version, _ in seen} == {str(number) for number in range(1, 8)}
+
+    run(body, tmp_path)
+
+
+def test_a_request_in_flight_finishes_on_the_version_that_took_it(tmp_path: Path) -> None:
+    """The old child ends only when its last request is answered; here nothing keeps it as previous."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        old = live(host)
+        loaded = await host.swapper.load(fake_spec(host.blobs, "2"))
+        slow = asyncio.create_task(infer(http, SLOW))
+        await until(lambda: old.in_flight)
+        await host.swapper.go_live(loaded)
+        assert (await infer(http, 1)).json()["model_version"] == "2"
+        assert old.state is State.UNLOADING
+        assert old.child is not None
+        assert old.child.alive
+        assert (await slow).json()["model_version"] == "1"
+        await until(lambda: not old.child.alive)
+
+    run(body, tmp_path, replace(FAKE, keep_previous=False))
+
+
+def test_rolling_back_is_instant_because_the_previous_child_is_resident(tmp_path: Path) -> None:
+    """Roll back needs no load; going forward again neither; the one before the previous is gone."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        for version in "123":
+            await host.put_live(version)
+        await host.swapper.roll_back("scale")
+        assert (await infer(http, 1)).json()["model_version"] == "2"
+        await host.swapper.roll_back("scale")
+        assert (await infer(http, 1)).json()["model_version"] == "3"
+        await until(lambda: {slot.spec.version for slot in host.slots} == {"2", "3"})
+
+    run(body, tmp_path)
+
+
+def test_two_variants_of_one_version_can_be_resident(tmp_path: Path) -> None:
+    """Moving to a better variant of the same version is a swap like any other."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        await host.swapper.go_live(await host.swapper.load(fake_spec(host.blobs, "1", variant="bf16")))
+        answer = await infer(http, 1)
+        assert answer.headers["weighbridge-variant"] == "bf16"
+        await host.swapper.roll_back("scale")
+        assert (await infer(http, 1)).headers["weighbridge-variant"] == "original"
+
+    run(body, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"), [("broken", "tensor 'w' is missing"), ("liar-2", "exceeds the golden's tolerance")]
+)
+def test_a_version_that_does_not_come_up_leaves_the_live_one_alone(tmp_path: Path, program: str, words: str) -> None:
+    """A failed load or golden check raises LoadFailed with the reason; nothing of it stays."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        with pytest.raises(LoadFailed, match=words):
+            await host.put_live("2", program)
+        assert (await infer(http, 1)).json()["model_version"] == "1"
+        assert [slot.spec.version for slot in host.slots] == ["1"]
+
+    run(body, tmp_path)
+
+
+def test_a_missing_blob_and_a_first_load_that_fails(tmp_path: Path) -> None:
+    """The message names the blob; the model stays unknown."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        spec = fake_spec(tmp_path, "1")
+        digest = spec.manifest.golden.digest
+        (tmp_path / digest[:2] / digest).unlink()
+        with pytest.raises(LoadFailed, match=digest):
+            await host.swapper.load(spec)
+        with pytest.raises(ModelNotFound):
+            live(host)
+        assert (await infer(http, 1)).status_code == 404
+
+    run(body, tmp_path)
+
+
+def test_a_child_that_crashes_fails_its_request_cleanly_and_is_brought_up_again(tmp_path: Path) -> None:
+    """The requests it held get a 503 error object; the next ones are answered by a new child."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        first = live(host).child
+        slow, crash = asyncio.create_task(infer(http, SLOW)), asyncio.create_task(infer(http, CRASH))
+        await until(lambda: live(host).in_flight == 2)
+        answer = await crash
+        assert answer.status_code == 503
+        assert "ended while it held this request" in answer.json()["error"]
+        assert (await slow).status_code in (200, 503)  # whichever of the two the child took first
+        await until(lambda: live(host).state is State.READY)
+        assert live(host).child is not first
+        assert (await infer(http, 3)).json()["outputs"][0]["data"] == [3.0]
+
+    run(body, tmp_path)
+
+
+def test_a_child_killed_while_idle_is_noticed(tmp_path: Path) -> None:
+    """Nobody has to ask: the slot is UNAVAILABLE with a reason, then READY again."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        slot = live(host)
+        assert slot.child is not None
+        os.kill(slot.child.pid, signal.SIGKILL)
+        await until(lambda: slot.state is State.UNAVAILABLE)
+        assert (await http.get("/v2/models/scale/ready")).status_code == 400
+        assert (await infer(http, 1)).status_code == 503
+        with pytest.raises(NotReady):
+            await host.swapper.go_live(slot)
+        await until(lambda: slot.state is State.READY)
+        assert (await infer(http, 1)).status_code == 200
+
+    run(body, tmp_path)
+
+
+def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """Past the deadline the client gets 504; a child that is silent for longer than `hang` is killed."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        hung = live(host).child
+        assert hung is not None
+        os.kill(hung.pid, signal.SIGSTOP)
+        answer = await infer(http, 1)
+        assert (answer.status_code, list(answer.json())) == (504, ["error"])
+        await until(lambda: live(host).child not in (hung, None))
+        assert (await infer(http, 1)).status_code == 200
+
+    run(body, tmp_path, replace(FAKE, deadline=0.3, hang=0.2))
+
+
+def test_a_queue_that_is_full_refuses_at_once(tmp_path: Path) -> None:
+    """Beyond `queue` waiting requests the answer is 503 and not a longer wait."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        slow = [asyncio.create_task(infer(http, SLOW)) for _ in range(2)]
+        await until(lambda: live(host).in_flight == 2)
+        answer = await infer(http, 1)
+        assert answer.status_code == 503
+        assert "already wait" in answer.json()["error"]
+        assert [(await task).status_code for task in slow] == [200, 200]
+
+    run(body, tmp_path, replace(FAKE, queue=2))
+
+
+def test_a_request_that_expired_in_the_queue_is_not_computed(tmp_path: Path) -> None:
+    """The child drops what nobody waits for, so that an overload does not feed itself."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        answers = await asyncio.gather(*(infer(http, SLOW) for _ in range(6)))
+        assert {answer.status_code for answer in answers} == {200, 504}
+        began = asyncio.get_running_loop().time()
+        assert (await infer(http, 1)).status_code == 200
+        assert asyncio.get_running_loop().time() - began < 0.4
+
+    run(body, tmp_path, replace(FAKE, deadline=0.45, hang=60))
+
+
+def test_nothing_is_left_running(tmp_path: Path) -> None:
+    """Live, previous and spare children end with the host."""
+    pids: list[int] = []
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        for version in "12":
+            await host.put_live(version)
+        children = psutil.Process().children()
+        pids.extend(child.pid for child in children if "weighbridge.hosts.child" in child.cmdline())
+        assert len(pids) >= 2
+
+    run(body, tmp_path)
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the front leaves no engine child behind, and a child sees no secret of its parent's environment."""
+    code = (
+        "import asyncio, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from fixtures.serving import FAKE\n"
+        "from weighbridge.hosts.children import Child\n"
+        "async def main():\n"
+        "    child = await Child.start(FAKE); print(child.pid, flush=True); await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+
+    async def body() -> None:
+        parent = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            code,
+            str(Path(__file__).parents[1]),
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "WEIGHBRIDGE_TOKEN": "canary-secret"},
+        )
+        assert parent.stdout is not None
+        pid = int(await parent.stdout.readline())
+        child = psutil.Process(pid)
+        assert "WEIGHBRIDGE_TOKEN" not in child.environ()
+        parent.kill()
+        await parent.wait()
+        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+    asyncio.run(asyncio.wait_for(body(), 30))
