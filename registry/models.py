@@ -22,15 +22,25 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
+from weighbridge.registry.clock import now
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT
+
+SQLModel.metadata.naming_convention = {
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "ix": "ix_%(column_0_label)s",
+}
+"""A later migration can change only what has a name."""
 
 _BIG_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite gives row ids only to INTEGER columns."""
 _ACTIVE = text("status IN ({})".format(", ".join(f"'{status}'" for status in ACTIVE_ROLLOUT)))
 
 
-def _time(*, nullable: bool = False, index: bool = False) -> Any:
-    return Field(default=None, sa_column=Column(Double, nullable=nullable, index=index))
+def _time(*, nullable: bool = False) -> Any:
+    """Not nullable: the database's time of the INSERT, unless it is given."""
+    return Field(default=None, sa_column=Column(Double, nullable=nullable, default=None if nullable else now()))
 
 
 def _json(default: type = dict) -> Any:

@@ -246,6 +246,7 @@ def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
     return line + 1
 
 
-def revision_digest(text: str, policy: Policy) -> str:
-    """Identity of a recipe revision: BLAKE3 of the text and of the policy that it is merged with."""
-    return blake3(f"{text}\0{policy.model_dump_json()}".encode()).hexdigest()
+def revision_digest(text: str | None, policy: Policy) -> str:
+    """Identity of a recipe revision: BLAKE3 of the text (or that there is none) and of the policy it is merged with."""
+    given = "none" if text is None else f"text {text}"
+    return blake3(f"{given}\0{policy.model_dump_json()}".encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""Jobs: one row per stage and subject, claimed under a lease; the attempt's number is the fence of every outcome.
+
+A message of the broker is only a hint to claim. Times are the database's, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Update, and_, case, func, or_, select, update
+from sqlmodel import col
+
+from weighbridge.registry import events
+from weighbridge.registry.clock import now
+from weighbridge.registry.db import Session, insert_or_skip
+from weighbridge.registry.errors import FencedOut, NotFound
+from weighbridge.registry.lifecycle import QUEUES, JobState, Stage, Verdict
+from weighbridge.registry.models import Job
+
+_DUE = and_(col(Job.state) == JobState.QUEUED, col(Job.not_before) <= now())
+_EXPIRED = and_(col(Job.state) == JobState.RUNNING, col(Job.lease_until) <= now())
+_USED_UP = col(Job.attempt) >= col(Job.max_attempts)
+_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None, "sent_at": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right of one attempt to work on a job, for as long as it reports."""
+
+    job_id: int
+    attempt: int
+    owner: str
+    subject_type: str
+    subject_id: int
+    stage: Stage
+
+
+def insert(
+    tx: Session,
+    *,
+    key: str,
+    subject_type: str,
+    subject_id: int,
+    stage: Stage,
+    max_attempts: int = 3,
+    not_before: float = 0.0,
+) -> Job | None:
+    """Queue a job once: None when its key is there already."""
+    job = Job(
+        key=key,
+        subject_type=subject_type,
+        subject_id=subject_id,
+        stage=stage,
+        queue=QUEUES[stage],
+        max_attempts=max_attempts,
+        not_before=not_before,
+    )
+    return insert_or_skip(tx, job)
+
+
+def get(tx: Session, job_id: int) -> Job:
+    """Raises NotFound."""
+    job = tx.get(Job, job_id, populate_existing=True)
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+def of(tx: Session, subject_type: str, subject_id: int, *, states: Sequence[JobState] | None = None) -> list[Job]:
+    """Return a subject's jobs, oldest first."""
+    statement = select(Job).where(_subject(subject_type, subject_id)).order_by(col(Job.id))
+    if states is not None:
+        statement = statement.where(col(Job.state).in_(states))
+    return list(tx.scalars(statement, execution_options={"populate_existing": True}))
+
+
+def unsent(tx: Session, queue: str, limit: int, resend_seconds: float) -> list[Job]:
+    """Return due jobs of a queue that were never sent, or so long ago that the message counts as lost.
+
+    Needs a write transaction: it locks them, so that two dispatchers send different ones.
+    """
+    stale = or_(col(Job.sent_at).is_(None), col(Job.sent_at) <= now() - resend_seconds)
+    statement = select(Job).where(col(Job.queue) == queue, _DUE, stale).order_by(col(Job.id)).limit(limit)
+    return list(tx.scalars(statement.with_for_update(skip_locked=True)))
+
+
+def in_flight(tx: Session, queue: str) -> int:
+    """Count the jobs of a queue that the broker was handed and nobody has claimed yet."""
+    sent = (col(Job.queue) == queue, col(Job.state) == JobState.QUEUED, col(Job.sent_at).is_not(None))
+    return tx.execute(select(func.count()).select_from(Job).where(*sent)).scalar_one()
+
+
+def mark_sent(tx: Session, ids: Sequence[int]) -> None:
+    """Note that these were handed to the broker just now."""
+    _run(tx, update(Job).where(col(Job.id).in_(ids), col(Job.state) == JobState.QUEUED).values(sent_at=now()))
+
+
+def claim(tx: Session, job_id: int, owner: str, lease_seconds: float) -> Claim | None:
+    """Take a due job, or one whose holder's lease is over. None: it is done, held, not due, or used up (then failed).
+
+    One compare-and-set statement: of racing claimers one gets the row. `not_before` is 0 while it runs; see `wake`.
+    """
+    free = and_(col(Job.id) == job_id, or_(_DUE, _EXPIRED))
+    taken = (
+        update(Job)
+        .where(free, ~_USED_UP)
+        .values(
+            state=JobState.RUNNING,
+            attempt=col(Job.attempt) + 1,
+            not_before=0.0,
+            lease_owner=owner,
+            lease_until=now() + lease_seconds,
+            started_at=func.coalesce(col(Job.started_at), now()),
+            progress=0.0,
+        )
+    )
+    columns = (col(Job.attempt), col(Job.subject_type), col(Job.subject_id), col(Job.stage))
+    row = tx.execute(taken.returning(*columns), execution_options={"synchronize_session": False}).one_or_none()
+    if row is not None:
+        return Claim(job_id, row.attempt, owner, row.subject_type, row.subject_id, Stage(row.stage))
+    _give_up(tx, free)
+    return None
+
+
+def heartbeat(tx: Session, claim: Claim, lease_seconds: float, progress: float | None = None) -> None:
+    """Prolong the lease. Raises FencedOut."""
+    values: dict[str, Any] = {"lease_until": now() + lease_seconds}
+    if progress is not None:
+        values["progress"] = progress
+    _fenced(tx, claim, values)
+
+
+def finish(tx: Session, claim: Claim, verdict: Verdict, reason: str, outcome: Mapping[str, Any]) -> None:
+    """Record the stage's verdict: the job is done. Raises FencedOut."""
+    values = {"verdict": verdict, "reason": reason, "outcome": dict(outcome), "progress": 1.0}
+    _fenced(tx, claim, {"state": JobState.DONE, "finished_at": now(), **values, **_NO_LEASE})
+
+
+def retry(tx: Session, claim: Claim, error: str, delay: float) -> None:
+    """Queue it again in `delay` seconds, or fail it when its attempts are used up. Raises FencedOut."""
+    values = {
+        "state": case((_USED_UP, JobState.FAILED.value), else_=JobState.QUEUED.value),
+        "finished_at": case((_USED_UP, now()), else_=None),
+        "not_before": now() + delay,
+        "reason": error,
+    }
+    _fenced(tx, claim, {**values, **_NO_LEASE})
+    events.record(tx, "job.retried", subject=f"job:{claim.job_id}", actor=claim.owner, reason=error)
+
+
+def release(tx: Session, claim: Claim, until: float) -> None:
+    """Queue it again at `until`, or at once when it was woken meanwhile; this attempt does not count as one.
+
+    (The bound grows instead of the attempt shrinking: the fence must never repeat.) Raises FencedOut.
+    """
+    due = case((col(Job.not_before) > 0, col(Job.not_before)), else_=until)
+    values = {"state": JobState.QUEUED, "max_attempts": col(Job.max_attempts) + 1, "not_before": due}
+    _fenced(tx, claim, {**values, **_NO_LEASE})
+
+
+def expire(tx: Session) -> list[int]:
+    """Take running jobs from holders that stopped reporting: queued again, or failed. Return their ids."""
+    expired = select(col(Job.id)).where(_EXPIRED).order_by(col(Job.id)).with_for_update(skip_locked=True)
+    ids = [job_id for job_id in tx.scalars(expired) if job_id is not None]
+    if ids:
+        mine = col(Job.id).in_(ids)
+        _give_up(tx, and_(mine, _EXPIRED))
+        _run(tx, update(Job).where(mine, _EXPIRED).values(state=JobState.QUEUED, not_before=now(), **_NO_LEASE))
+        for job_id in ids:
+            events.record(tx, "job.expired", subject=f"job:{job_id}", actor="lease", reason="no heartbeat in time")
+    return ids
+
+
+def wake(tx: Session, subject_type: str, subject_id: int) -> int:
+    """Make a subject's waiting jobs due now; return how many. A running one is due again as soon as it is released."""
+    open_jobs = or_(
+        and_(col(Job.state) == JobState.QUEUED, col(Job.not_before) > now()), col(Job.state) == JobState.RUNNING
+    )
+    woken = update(Job).where(_subject(subject_type, subject_id), open_jobs)
+    queued = col(Job.state) == JobState.QUEUED
+    return _run(tx, woken.values(not_before=now(), sent_at=case((queued, None), else_=col(Job.sent_at))))
+
+
+def cancel(tx: Session, subject_type: str, subject_id: int) -> int:
+    """End a subject's open jobs, running ones too (their holders are fenced out); return how many."""
+    is_open = col(Job.state).in_([JobState.QUEUED, JobState.RUNNING])
+    ended = update(Job).where(_subject(subject_type, subject_id), is_open)
+    return _run(tx, ended.values(state=JobState.CANCELLED, finished_at=now(), **_NO_LEASE))
+
+
+def _subject(subject_type: str, subject_id: int) -> Any:
+    return and_(col(Job.subject_type) == subject_type, col(Job.subject_id) == subject_id)
+
+
+def _give_up(tx: Session, free: Any) -> None:
+    """Fail those that match and have no attempt left."""
+    last = func.coalesce(func.nullif(col(Job.reason), ""), "the worker stopped reporting")
+    failed = update(Job).where(free, _USED_UP)
+    _run(tx, failed.values(state=JobState.FAILED, finished_at=now(), reason=last, **_NO_LEASE))
+
+
+def _fenced(tx: Session, claim: Claim, values: dict[str, Any]) -> None:
+    held = (
+        col(Job.id) == claim.job_id,
+        col(Job.attempt) == claim.attempt,
+        col(Job.lease_owner) == claim.owner,
+        col(Job.state) == JobState.RUNNING,
+    )
+    if not _run(tx, update(Job).where(*held).values(**values)):
+        raise FencedOut(f"job {claim.job_id}: attempt {claim.attempt} of {claim.owner} does not hold it any more")
+
+
+def _run(tx: Session, statement: Update) -> int:
+    """Execute past the session's own copies, which nobody keeps; return the number of rows."""
+    result = tx.execute(statement, execution_options={"synchronize_session": False})
+    return int(result.rowcount)  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Alembic's revisions of the schema; `Database.upgrade` runs them. No data is computed here."""
