@@ -7,22 +7,19 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from weighbridge.storage import lease
+from weighbridge.storage import disk_errors, lease
 from weighbridge.storage.atomic import new_file
 from weighbridge.storage.errors import (
-    AccessDenied,
     BucketNotFound,
     InvalidKey,
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
-    StorageFull,
-    StorageUnavailable,
 )
 from weighbridge.storage.keys import check_key, check_prefix, is_valid
 from weighbridge.storage.listing import check_folder
@@ -216,17 +213,11 @@ class FolderStore:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return None
-            raise _translated(error, self.root, key) from error
+            raise disk_errors.of_os_error(error, self.root, key) from error
         return _describe(key, status) if stat.S_ISREG(status.st_mode) else None
 
-    @contextmanager
-    def _errors(self, key: str | None) -> Iterator[None]:
-        try:
-            yield
-        except StorageError:
-            raise
-        except OSError as error:
-            raise _translated(error, self.root, key) from error
+    def _errors(self, key: str | None) -> AbstractContextManager[None]:
+        return disk_errors.translated(self.root, key)
 
 
 class _FileRange(io.RawIOBase):
@@ -265,23 +256,3 @@ class _FileRange(io.RawIOBase):
 def _describe(key: str, status: os.stat_result) -> ObjectInfo:
     etag = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
     return ObjectInfo(key, status.st_size, etag, datetime.fromtimestamp(status.st_mtime, UTC))
-
-
-def _translated(error: OSError, root: Path, key: str | None) -> StorageError:
-    what = f"{root}: {key}" if key else str(root)
-    reason = error.strerror or str(error)
-    match error.errno:
-        case errno.ENOENT | errno.ENOTDIR if key and root.is_dir():
-            return ObjectNotFound(f"{root.as_uri()} has no object {key}", key=key)
-        case errno.ENOENT:
-            return BucketNotFound(f"there is no folder {root}", key=key)
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return StorageFull(f"{what}: {reason}; free some space and try again", key=key)
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return AccessDenied(f"{what}: {reason}", key=key)
-        case errno.ENAMETOOLONG | errno.ELOOP:
-            return InvalidKey(f"{what}: {reason}", key=key)
-        case errno.EISDIR | errno.EEXIST | errno.ENOTEMPTY:
-            return StorageError(f"{what}: a folder and a file cannot have one name ({reason})", key=key)
-        case _:
-            return StorageUnavailable(f"{what}: {reason}", key=key)

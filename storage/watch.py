@@ -1,0 +1,165 @@
+"""A folder, watched: inotify through watchdog, with the losses that inotify has made visible."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.api import DEFAULT_OBSERVER_TIMEOUT, BaseObserver
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyEvent, InotifyFD
+
+from weighbridge.storage.errors import BucketNotFound, StorageUnavailable
+from weighbridge.storage.events import Kind, ObjectEvent, Sink
+from weighbridge.storage.keys import is_valid
+
+log = logging.getLogger(__name__)
+
+# Opens, reads and single writes say nothing that the close does not say, and are most of the traffic.
+_WANTED: list[type[FileSystemEvent]] = [
+    FileCreatedEvent,
+    FileClosedEvent,
+    FileMovedEvent,
+    FileDeletedEvent,
+    DirCreatedEvent,
+    DirMovedEvent,
+    DirDeletedEvent,
+]
+
+
+class FolderWatch:
+    """Tells `sink` of every change under `root`, from a thread of its own.
+
+    Starting, a moved-in folder, and an overflow of inotify's queue give a `rescan`. A watch can die (its folder is
+    removed, a thread fails): call `ensure` now and then, which starts it anew.
+    """
+
+    def __init__(self, root: Path | str, sink: Sink) -> None:
+        self.root = Path(os.path.abspath(root))
+        self._sink = sink
+        self._observer: _Observer | None = None
+
+    def start(self) -> FolderWatch:
+        """Watch from here on; what is there already is a `rescan`. Raises BucketNotFound, StorageUnavailable."""
+        if not self.root.is_dir():
+            raise BucketNotFound(f"there is no folder {self.root} to watch")
+        observer = _Observer(lambda: self._tell(Kind.RESCAN, ""))
+        try:
+            observer.schedule(_Handler(self), str(self.root), recursive=True, event_filter=_WANTED)
+            observer.start()
+        except OSError as error:
+            observer.stop_reading()
+            raise StorageUnavailable(
+                f"cannot watch {self.root}: {error.strerror}; "
+                "inotify's limits are in /proc/sys/fs/inotify (max_user_watches, max_user_instances)"
+            ) from error
+        self._observer = observer
+        self._tell(Kind.RESCAN, "")
+        return self
+
+    def stop(self) -> None:
+        """End the watch; no event comes after this returns."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether events still come."""
+        return self._observer is not None and self._observer.is_whole() and self.root.is_dir()
+
+    def ensure(self) -> bool:
+        """Start anew if the watch died; return whether it had to. Raises BucketNotFound while there is no folder."""
+        if self.alive:
+            return False
+        log.warning("the watch on %s died: starting it anew", self.root)
+        self.stop()
+        self.start()
+        return True
+
+    def __enter__(self) -> FolderWatch:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def seen(self, kind: Kind, path: str | bytes, *, folder: bool = False) -> None:
+        """Tell of a path; those that are no keys (our temporary files, the root) are nobody's business."""
+        key = os.path.relpath(os.fsdecode(path), self.root)
+        if is_valid(key):
+            self._tell(kind, f"{key}/" if folder else key)
+
+    def _tell(self, kind: Kind, key: str) -> None:
+        try:
+            self._sink(ObjectEvent(kind, key, "folder"))
+        except Exception:
+            # Events are hints: the next listing finds what this one meant. The watch must outlive it.
+            log.exception("the sink of the watch on %s failed for %s %s", self.root, kind, key)
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, watch: FolderWatch) -> None:
+        self._watch = watch
+
+    def dispatch(self, event: FileSystemEvent) -> None:
+        match event:
+            case FileCreatedEvent() | FileClosedEvent():
+                self._watch.seen(Kind.CREATED, event.src_path)
+            case FileDeletedEvent():
+                self._watch.seen(Kind.REMOVED, event.src_path)
+            case FileMovedEvent():
+                self._watch.seen(Kind.REMOVED, event.src_path)
+                self._watch.seen(Kind.CREATED, event.dest_path)
+            case DirMovedEvent():
+                self._watch.seen(Kind.RESCAN, event.src_path, folder=True)
+                self._watch.seen(Kind.RESCAN, event.dest_path, folder=True)
+            case DirCreatedEvent() | DirDeletedEvent():
+                # A folder that is moved in brings files that nobody creates or closes.
+                self._watch.seen(Kind.RESCAN, event.src_path, folder=True)
+
+
+class _Observer(InotifyObserver):
+    """watchdog's observer, which also tells when the kernel's queue overflowed: by itself it only logs that."""
+
+    def __init__(self, on_overflow: Callable[[], None]) -> None:
+        self._inotify_fd = _NoticingFD(on_overflow)
+        self._inotify_fd.start()
+        BaseObserver.__init__(self, InotifyEmitter, timeout=DEFAULT_OBSERVER_TIMEOUT, inotify_fd=self._inotify_fd)
+
+    def is_whole(self) -> bool:
+        """Whether every thread that an event passes through is alive."""
+        threads = [self, self._inotify_fd, *self.emitters]
+        return all(thread.is_alive() for thread in threads) and bool(self.emitters)
+
+    def stop_reading(self) -> None:
+        """Clean up after a failed start, when there is no thread to stop yet."""
+        self._inotify_fd.stop()
+        self._inotify_fd.join()
+
+
+class _NoticingFD(InotifyFD):
+    def __init__(self, on_overflow: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_overflow = on_overflow
+
+    def handle_event(self, event: InotifyEvent) -> None:
+        super().handle_event(event)
+        if event.is_queue_overflow:
+            self._on_overflow()
