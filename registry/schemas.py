@@ -34,6 +34,8 @@ class Problem(Wire):
     status: int
     detail: str
     code: str
+    data: dict[str, Any] = {}
+    """The error's own fields: `what` and `name` of a `not-found`, `expected` and `found` of a `revision-mismatch`."""
 
 
 class Model(Wire):
@@ -128,6 +130,24 @@ class VersionDetail(Version):
     jobs: list[Job] = []
 
 
+class Alias(Wire):
+    """A movable name of a version; `revision` is what If-Match demands."""
+
+    name: str
+    number: int
+    revision: int
+
+
+class AliasTarget(Wire):
+    """What an alias shall point at."""
+
+    version: int
+
+
+class TagValue(Wire):
+    value: str = Field(default="", max_length=5000)
+
+
 class Checkpoint(Wire):
     """A path in the bucket that is not (only) a version: what waits, or was refused, and why."""
 
@@ -148,6 +168,17 @@ class Template(Wire):
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     created_at: datetime
+
+
+class NewTemplate(Wire):
+    """A template whose `.pt2` is uploaded already: its name, the digest of the file, and what the exporter recorded."""
+
+    name: str = Field(min_length=1, max_length=255)
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    fingerprint: str = Field(max_length=64)
+    parameters: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
 
 
 class Event(Wire):
@@ -321,6 +352,35 @@ class Decision(Wire):
     reason: str = Field(default="", max_length=2000)
     actor: str = Field(default="", max_length=255)
     """Only on an open (loopback) registry; elsewhere the token's name counts."""
+
+
+# --- tokens
+
+
+class TokenWish(Wire):
+    """A token to create. `ttl` in seconds, None: until it is revoked. `host_id` binds a host's or an enrolment token."""
+
+    role: str
+    name: str = Field(default="", max_length=255)
+    ttl: float | None = None
+    host_id: str | None = None
+
+
+class NewToken(Wire):
+    """The only time that a token is shown."""
+
+    token: str
+
+
+class Token(Wire):
+    id: int
+    role: str
+    name: str
+    host_id: str | None = None
+    created_at: datetime
+    expires_at: datetime | None = None
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
 
 
 class Status(Wire):

@@ -20,6 +20,12 @@ class RegistrySettings(BaseModel):
     token: SecretStr | None = Field(default=None, description="Bearer token that this process calls the API with.")
     poll_seconds: float = Field(default=0.25, gt=0, description="How often long polls look without a notification (s).")
     page_size: int = Field(default=100, ge=1, le=1000, description="Rows a page when the caller names no number.")
+    presign_seconds: int = Field(
+        default=0,
+        ge=0,
+        description="Blobs are answered with a presigned link of the store for this long (s); 0: through the registry.",
+    )
+    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest upload of a template's program (bytes).")
     tls_certificate: str = Field(
         default="", description="PEM file of the server's certificate chain; empty: plain HTTP."
     )
