@@ -10,9 +10,10 @@ import json
 from collections.abc import Mapping
 
 from sqlalchemy import func
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from weighbridge.registry import db, events, hosts
+from weighbridge.registry.db import Session
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, VariantStatus, VersionStatus
 from weighbridge.registry.models import Alias, Assignment, Model, Rollout, Variant, Version
 from weighbridge.registry.schemas import Slot
@@ -33,7 +34,7 @@ def number(tx: Session, model_id: int, alias: str = CHAMPION) -> int | None:
 
 def slot(tx: Session, model_id: int, version: int, variant: str = "original") -> Slot | None:
     """The slot that serves a version; None when it is not ready or has no such artifact."""
-    row = tx.exec(
+    row = tx.scalars(
         select(Variant)
         .join(Version)
         .where(Version.model_id == model_id, Version.number == version, Version.status == VersionStatus.READY)
@@ -46,7 +47,7 @@ def slot(tx: Session, model_id: int, version: int, variant: str = "original") ->
 
 def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
     """The version that a fleet serves: of its newest finished rollout while that is ready, else the champion."""
-    last = tx.exec(
+    last = tx.scalars(
         select(Rollout)
         .where(Rollout.model_id == model_id, Rollout.fleet == fleet_key(fleet))
         .where(Rollout.status == RolloutStatus.FINISHED)
@@ -92,11 +93,11 @@ def converge(tx: Session, model_id: int | None = None) -> list[str]:
 
     A host of several fleets follows the fleet whose rollout finished last.
     """
-    newest = select(func.max(Rollout.id)).where(Rollout.status == RolloutStatus.FINISHED)  # type: ignore[arg-type]
+    newest = select(func.max(Rollout.id)).where(Rollout.status == RolloutStatus.FINISHED)
     if model_id is not None:
-        newest = newest.where(Rollout.model_id == model_id)  # type: ignore[arg-type]
+        newest = newest.where(Rollout.model_id == model_id)
     newest = newest.group_by(col(Rollout.model_id), col(Rollout.fleet))
-    rows = tx.exec(select(Rollout).where(col(Rollout.id).in_(newest)).order_by(col(Rollout.id).desc()))
+    rows = tx.scalars(select(Rollout).where(col(Rollout.id).in_(newest)).order_by(col(Rollout.id).desc()))
     changed: list[str] = []
     settled: set[tuple[int, str]] = set()
     for rollout in rows.all():
@@ -133,7 +134,7 @@ def _wanted(tx: Session, model_id: int, labels: Mapping[str, str]) -> list[Slot]
 
 def _busy(tx: Session, model_id: int) -> tuple[set[str], set[str]]:
     """The hosts that rollouts under way were given, and the fleets whose rollout is paused; holds their rows."""
-    rows = tx.exec(
+    rows = tx.scalars(
         select(Rollout)
         .where(Rollout.model_id == model_id, col(Rollout.status).in_(ACTIVE_ROLLOUT))
         .with_for_update()
@@ -151,7 +152,7 @@ def _point(tx: Session, model_id: int, name: str, version: int | None, *, actor:
         return
     if row is None:
         assert version is not None
-        tx.add(Alias(model_id=model_id, name=name, number=version, updated_at=db.clock(tx)))
+        tx.add(Alias(model_id=model_id, name=name, number=version))
     elif version is None:
         tx.delete(row)
     else:

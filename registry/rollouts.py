@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
-from weighbridge.registry import champion, db, events, jobs, lifecycle
+from weighbridge.registry import champion, events, jobs, lifecycle
+from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, Invalid, NotFound
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, Stage, VersionStatus
 from weighbridge.registry.models import Job, Model, Rollout, RolloutStep, Version
@@ -56,7 +57,7 @@ def start(
     `settings` override the recipe's rollout part. Raises NotFound, Conflict (not ready, or one is under way), Invalid
     (a setting that is unknown, wrong, or that the policy overrules).
     """
-    row = tx.exec(select(Model).where(Model.name == model)).one_or_none()
+    row = tx.scalars(select(Model).where(Model.name == model)).one_or_none()
     if row is None:
         raise NotFound("model", model)
     version = _version(tx, row, number)
@@ -71,7 +72,7 @@ def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = (
     """
     model = tx.get_one(Model, model_id)
     floor = champion.number(tx, model_id) or 0
-    version = tx.exec(
+    version = tx.scalars(
         select(Version)
         .where(Version.model_id == model_id, Version.status == VersionStatus.READY)
         .where(col(Version.unproven).is_(False), Version.number > floor)
@@ -111,7 +112,7 @@ def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str 
 def withdraw(tx: Session, version: Version, reason: str) -> None:
     """A version may not be served any more: its rollouts go back, and if it is the champion, the one before it is."""
     assert version.id is not None
-    for rollout in tx.exec(
+    for rollout in tx.scalars(
         select(Rollout)
         .where(Rollout.model_id == version.model_id, Rollout.number == version.number)
         .where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
@@ -144,7 +145,7 @@ def lock(tx: Session, rollout_id: int) -> Rollout:
 
 def active(tx: Session, model_id: int, fleet: Mapping[str, str]) -> Rollout | None:
     """The rollout under way of a model on the fleet with these labels."""
-    return tx.exec(
+    return tx.scalars(
         select(Rollout)
         .where(Rollout.model_id == model_id, Rollout.fleet == champion.fleet_key(fleet))
         .where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
@@ -162,13 +163,13 @@ def listing(
         query = query.where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
     if before is not None:
         query = query.where(col(Rollout.id) < before)
-    return list(tx.exec(query))
+    return list(tx.scalars(query))
 
 
 def steps(tx: Session, rollout_id: int) -> list[RolloutStep]:
     """Everything the rollout did, in order."""
     query = select(RolloutStep).where(RolloutStep.rollout_id == rollout_id).order_by(col(RolloutStep.number))
-    return list(tx.exec(query))
+    return list(tx.scalars(query))
 
 
 def move(rollout: Rollout, status: RolloutStatus, reason: str) -> None:
@@ -200,7 +201,6 @@ def add_step(
             detail=dict(detail),
             observations=dict(observations or {}),
             actor=actor,
-            created_at=db.clock(tx),
         )
     )
 
@@ -248,7 +248,7 @@ def _version(tx: Session, model: Model, number: int | None) -> Version:
         query = query.where(Version.status == VersionStatus.READY).order_by(col(Version.number).desc()).limit(1)
     else:
         query = query.where(Version.number == number)
-    version = tx.exec(query).one_or_none()
+    version = tx.scalars(query).one_or_none()
     if version is None:
         raise NotFound(f"ready version of model {model.name}" if number is None else "version", number or "yet")
     if version.status != VersionStatus.READY:
@@ -259,7 +259,7 @@ def _version(tx: Session, model: Model, number: int | None) -> Version:
 def _had_rollout(tx: Session, version: Version) -> bool:
     query = select(func.count()).select_from(Rollout)
     return bool(
-        tx.exec(query.where(Rollout.model_id == version.model_id, Rollout.number == version.number)).one()  # type: ignore[arg-type]
+        tx.scalars(query.where(Rollout.model_id == version.model_id, Rollout.number == version.number)).one()
     )
 
 
@@ -301,7 +301,6 @@ def _start(
         reason="waits for approval" if settings.approval else "",
         settings=json.loads(settings.model_dump_json()),
         actor=actor,
-        created_at=db.clock(tx),
     )
     try:
         with tx.begin_nested():

@@ -1,0 +1,116 @@
+"""What a rollout's next step is decided on, read from the rows within its transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import col, select
+
+from weighbridge.registry import champion, db, hosts
+from weighbridge.registry.db import Session
+from weighbridge.registry.lifecycle import RolloutStatus, VersionStatus
+from weighbridge.registry.models import Assignment, Host, Rollout, Version
+from weighbridge.registry.recipe import RolloutSettings
+from weighbridge.registry.schemas import Slot
+from weighbridge.workers.next_step import HostSeen, Observations, RolloutView, SlotSeen
+
+
+def look(tx: Session, rollout: Rollout) -> tuple[RolloutView, Observations]:
+    """Read everything that `next_step` decides on."""
+    settings = RolloutSettings.model_validate(rollout.settings)
+    given = tuple(rollout.state.get("given", ()))
+    back = back_slot(tx, rollout)
+    wish = rollout.request or {}
+    words = f"aborted by {wish.get('actor') or 'a person'}" + (f": {wish['reason']}" if wish.get("reason") else "")
+    view = RolloutView(
+        number=rollout.number,
+        artifact=rollout.artifact_digest,
+        status=RolloutStatus(rollout.status),
+        settings=settings,
+        back=back.artifact if back else None,
+        wave=rollout.wave,
+        given=given,
+        promoted=rollout.state.get("promoted", 0),
+        abort=words if wish.get("verb") == "abort" else "",
+    )
+    now = db.clock(tx)
+    return view, Observations(now, _hosts(tx, rollout, settings, given, now), _withdrawn(tx, rollout))
+
+
+def back_slot(tx: Session, rollout: Rollout) -> Slot | None:
+    """What a roll back returns to: what served before, else the champion, whichever may still be served; else None."""
+    for number in (rollout.from_number, champion.number(tx, rollout.model_id)):
+        if number is not None and number != rollout.number:
+            slot = champion.slot(tx, rollout.model_id, number)
+            if slot is not None:
+                return slot
+    return None
+
+
+def _withdrawn(tx: Session, rollout: Rollout) -> str:
+    version = tx.scalars(
+        select(Version).where(Version.model_id == rollout.model_id, Version.number == rollout.number)
+    ).one()
+    if version.status == VersionStatus.READY:
+        return ""
+    return f"version {version.number} is {version.status}: {version.reason}"
+
+
+def _hosts(
+    tx: Session, rollout: Rollout, settings: RolloutSettings, given: tuple[str, ...], now: float
+) -> tuple[HostSeen, ...]:
+    """The fleet's hosts, and those that were touched and left it but are not retired."""
+    fleet = {host.id: host for host in hosts.fleet(tx, settings.fleet)}
+    left = [host_id for host_id in given if host_id not in fleet]
+    others = tx.scalars(select(Host).where(col(Host.id).in_(left), Host.state != "retired")).all() if left else []
+    everyone = [*fleet.values(), *others]
+    held = {
+        row.host_id: row
+        for row in tx.scalars(
+            select(Assignment)
+            .where(Assignment.model_id == rollout.model_id)
+            .where(col(Assignment.host_id).in_([host.id for host in everyone]))
+        )
+    }
+    return tuple(_host(host, held.get(host.id), host.id in fleet, now) for host in everyone)
+
+
+def _host(host: Host, held: Assignment | None, in_fleet: bool, now: float) -> HostSeen:
+    silent = max(0.0, now - (host.seen_at if host.seen_at is not None else host.created_at))
+    if held is None:
+        return HostSeen(host.id, silent, in_fleet)
+    return HostSeen(
+        host.id,
+        silent,
+        in_fleet,
+        generation=held.generation,
+        artifacts=tuple(slot["artifact"] for slot in held.slots),
+        assigned_at=held.assigned_at,
+        live_at=held.live_at,
+        observed_generation=held.observed.get("generation", 0),
+        slots=tuple(
+            SlotSeen(slot["artifact"], slot["state"], slot.get("golden", "unchecked"), slot.get("reason", ""))
+            for slot in held.observed.get("slots", ())
+        ),
+        requests=held.requests,
+        errors=held.errors,
+    )
+
+
+def numbers(seen: Observations) -> dict[str, Any]:
+    """What was seen, small enough to keep with every step."""
+    return {
+        "at": seen.now,
+        "hosts": {
+            host.id: {
+                "silent": round(host.silent, 3),
+                "generation": host.generation,
+                "observed": host.observed_generation,
+                "slots": {slot.artifact[:12]: f"{slot.state}, golden {slot.golden}" for slot in host.slots},
+                "live_for": None if host.live_at is None else round(seen.now - host.live_at, 3),
+                "requests": host.requests,
+                "errors": host.errors,
+            }
+            for host in seen.hosts
+        },
+    }
