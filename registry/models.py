@@ -76,7 +76,8 @@ class Recipe(SQLModel, table=True):
     model_id: int = Field(foreign_key="model.id", index=True)
     digest: str = Field(max_length=64)
     """Of the text and of the policy that it was merged with: a new policy makes a new revision."""
-    text: str = _text()
+    text: str | None = Field(default=None, sa_column=Column(Text))
+    """None: there is no recipe; the policy alone judges."""
     effective: dict[str, Any] = _json()
     """The recipe after the policy (registry.recipe.Recipe): what judges the versions that pin this revision."""
     ignored: list[str] = _json(list)

@@ -166,7 +166,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("model_id", sa.Integer(), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=True),
         sa.Column("effective", sa.JSON(), nullable=False),
         sa.Column("ignored", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),

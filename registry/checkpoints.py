@@ -1,0 +1,109 @@
+"""What lies in the watched bucket, as last seen: what waits, what was refused, what became a version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import select
+from sqlmodel import col
+
+from weighbridge.registry import events
+from weighbridge.registry.db import Session, clock, insert_or_skip
+from weighbridge.registry.lifecycle import CheckpointState
+from weighbridge.registry.models import Checkpoint, Version
+
+_READER = "intake"
+
+
+def waiting(tx: Session, model: str, path: str, *, reason: str, seen: str, proof: str = "") -> Checkpoint:
+    """Note that it is not complete yet, or that its recipe is invalid, and what to do about it."""
+    return mark(tx, model, path, state=CheckpointState.WAITING, reason=reason, seen=seen, proof=proof)
+
+
+def refused(tx: Session, model: str, path: str, *, reason: str, seen: str, proof: str = "") -> Checkpoint:
+    """Note that this content will never become a version."""
+    return mark(tx, model, path, state=CheckpointState.REFUSED, reason=reason, seen=seen, proof=proof)
+
+
+def mark(
+    tx: Session,
+    model: str,
+    path: str,
+    *,
+    state: CheckpointState,
+    reason: str,
+    seen: str,
+    proof: str,
+    actor: str = _READER,
+) -> Checkpoint:
+    """Write what was seen. An event tells a new state or reason; that the same was seen again is none."""
+    fields: dict[str, Any] = {"state": state, "reason": reason, "seen": seen, "proof": proof}
+    row = lookup(tx, model, path, lock=True)
+    if row is None:
+        row = insert_or_skip(tx, Checkpoint(model=model, path=path, **fields))
+        before: dict[str, Any] = {}
+        if row is None:  # Somebody else saw it first, just now.
+            return mark(tx, model, path, state=state, reason=reason, seen=seen, proof=proof, actor=actor)
+    else:
+        before = {"state": row.state, "reason": row.reason}
+        if all(getattr(row, name) == value for name, value in fields.items()):
+            return row
+        for name, value in fields.items():
+            setattr(row, name, value)
+        row.revision += 1
+        row.updated_at = clock(tx)
+        tx.flush()
+    after = {"state": str(state), "reason": reason}
+    if before != after and state is not CheckpointState.COMPLETE:
+        events.record(
+            tx,
+            f"checkpoint.{state}",
+            model=model,
+            subject=f"checkpoint:{row.id}",
+            before=before,
+            after={**after, "path": path},
+            actor=actor,
+            reason=reason,
+        )
+    return row
+
+
+def lookup(tx: Session, model: str, path: str, *, lock: bool = False) -> Checkpoint | None:
+    statement = select(Checkpoint).where(col(Checkpoint.model) == model, col(Checkpoint.path) == path)
+    if lock:
+        statement = statement.with_for_update()
+    return tx.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+
+
+def seen(tx: Session) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (model, path, seen, state) of every checkpoint, in no order, streamed: there may be a million."""
+    columns = (col(Checkpoint.model), col(Checkpoint.path), col(Checkpoint.seen), col(Checkpoint.state))
+    for row in tx.execute(select(*columns), execution_options={"yield_per": 5000}):
+        yield row[0], row[1], row[2], row[3]
+
+
+def pending(tx: Session, limit: int = 100) -> list[Checkpoint]:
+    """Return what waits or was refused, what changed last first."""
+    open_states = [CheckpointState.WAITING, CheckpointState.REFUSED]
+    statement = select(Checkpoint).where(col(Checkpoint.state).in_(open_states))
+    return list(
+        tx.scalars(statement.order_by(col(Checkpoint.updated_at).desc(), col(Checkpoint.id).desc()).limit(limit))
+    )
+
+
+def removed(tx: Session, model: str, path: str) -> None:
+    """The objects are gone: drop what waited for them. A path that versions came from is kept, as complete."""
+    row = lookup(tx, model, path, lock=True)
+    if row is None or row.state == CheckpointState.COMPLETE:
+        return
+    subject, before = f"checkpoint:{row.id}", {"state": row.state, "reason": row.reason}
+    if tx.scalars(select(col(Version.id)).where(col(Version.checkpoint_id) == row.id).limit(1)).first() is None:
+        tx.delete(row)
+    else:
+        row.state, row.reason, row.seen = CheckpointState.COMPLETE, "", ""
+        row.revision += 1
+    tx.flush()
+    events.record(
+        tx, "checkpoint.removed", model=model, subject=subject, before=before, after={"path": path}, actor=_READER
+    )

@@ -1,0 +1,304 @@
+"""Versions: recorded once, judged by their jobs, opened again, put away.
+
+Every verb takes an open transaction and never commits. Whoever commits sends the jobs that a verb returns and rings
+"jobs" and "events"; what is not sent, the dispatcher finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import String, and_, cast, exists, insert, literal, or_, select, update
+from sqlmodel import col
+
+from weighbridge.registry import catalog, checkpoints, events, jobs, lifecycle, recipes
+from weighbridge.registry.db import Session, clock
+from weighbridge.registry.errors import Conflict, NotFound
+from weighbridge.registry.lifecycle import (
+    CheckpointState,
+    IllegalTransition,
+    JobState,
+    JobView,
+    Stage,
+    VariantStatus,
+    Verdict,
+    VersionStatus,
+)
+from weighbridge.registry.models import Alias, CheckpointFile, Job, Model, Recipe, Variant, Version
+from weighbridge.registry.recipe import Policy, policy_for
+from weighbridge.storage.protocols import Ref
+
+_STAGES = (Stage.VALIDATE, Stage.EVALUATE)
+_JUDGED = (VersionStatus.DISCOVERED, VersionStatus.READY)
+"""The states in which jobs still decide."""
+_VARIANT = {
+    VersionStatus.READY: VariantStatus.READY,
+    VersionStatus.REJECTED: VariantStatus.REJECTED,
+    VersionStatus.QUARANTINED: VariantStatus.FAILED,
+}
+"""What the original becomes with its version. The others keep it as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The version of some pins, whether it is new, and the jobs to send after commit."""
+
+    version: Version
+    created: bool
+    jobs: list[Job]
+
+
+def record(
+    tx: Session,
+    *,
+    model: str,
+    path: str,
+    files: Sequence[Ref],
+    pins_digest: str,
+    proof: str,
+    proof_reason: str,
+    recipe_text: str | None,
+    policy: Policy,
+    eval_pin: Ref | None,
+    seen: str,
+    actor: str,
+    unproven: bool = False,
+    refused: str | None = None,
+) -> Recorded:
+    """Record a complete checkpoint: version, files, first job, event. The same pins are the version that is there.
+
+    `refused` says why the content is wrong for good: quarantined at once, without a job. Raises InvalidRecipe, Invalid.
+    """
+    row = catalog.ensure(tx, model, actor=actor)  # Locks the model: of racing recorders one inserts.
+    assert row.id is not None
+    checkpoint = checkpoints.mark(
+        tx, model, path, state=CheckpointState.COMPLETE, reason="", seen=seen, proof=proof, actor=actor
+    )
+    same = select(Version).where(col(Version.model_id) == row.id, col(Version.pins_digest) == pins_digest)
+    if (there := tx.scalars(same).one_or_none()) is not None:
+        return Recorded(there, False, [])
+    recipe = recipes.pin(tx, model, recipe_text, policy)
+    version = Version(
+        model_id=row.id,
+        number=_next_number(tx, row.id),
+        checkpoint_id=checkpoint.id,
+        path=path,
+        pins_digest=pins_digest,
+        proof=proof,
+        proof_reason=proof_reason,
+        unproven=unproven,
+        recipe_id=recipe.id,
+        eval_pin=asdict(eval_pin) if eval_pin else None,
+        size=sum(file.size for file in files),
+    )
+    tx.add(version)
+    tx.flush()
+    _insert_files(tx, version, files)
+    told = {"path": path, "proof": proof, "unproven": unproven, "recipe": recipe.digest, "size": version.size}
+    _tell(tx, version, model, "recorded", after=told, actor=actor, reason=proof_reason)
+    if refused is not None:
+        _move(tx, version, model, VersionStatus.QUARANTINED, refused, actor=actor)
+        return Recorded(version, True, [])
+    return Recorded(version, True, _insert_jobs(tx, version, (Stage.VALIDATE,)))
+
+
+def lock(tx: Session, version_id: int) -> Version:
+    """Return the version, its row locked until the transaction's end. Raises NotFound."""
+    version = tx.get(Version, version_id, with_for_update={"key_share": True}, populate_existing=True)
+    if version is None:
+        raise NotFound("version", f"with id {version_id}")
+    return version
+
+
+def get(tx: Session, model: str, selector: int | str) -> Version:
+    """Return a version by number (`3`, `"3"`), alias, or `latest` (the highest number). Raises NotFound."""
+    statement = select(Version).join(Model, col(Model.id) == col(Version.model_id)).where(col(Model.name) == model)
+    if isinstance(selector, int) or (selector.isascii() and selector.isdigit()):
+        statement = statement.where(col(Version.number) == int(selector))
+    elif selector == "latest":
+        statement = statement.order_by(col(Version.number).desc()).limit(1)
+    else:
+        pointed = and_(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
+        statement = statement.join(Alias, pointed).where(col(Alias.name) == selector)
+    version = tx.scalars(statement).one_or_none()
+    if version is None:
+        catalog.get(tx, model)
+        raise NotFound("version", f"{model}@{selector}")
+    return version
+
+
+def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Policy]) -> list[Job]:
+    """Draw what follows from the version's jobs, under its row lock: status, event, next jobs. Return the new jobs.
+
+    Called by whoever finished a job, in the same transaction, and by the reconcile loop: twice is as good as once.
+    """
+    version = lock(tx, version_id)
+    old = VersionStatus(version.status)
+    plan = lifecycle.plan(old, version.reason, fast=_fast(tx, version), jobs=_views(tx, version))
+    if plan.status is not old:
+        model = tx.get_one(Model, version.model_id)
+        _move(tx, version, model.name, plan.status, plan.reason, actor=actor)
+    elif plan.reason != version.reason:
+        version.reason = plan.reason
+        version.revision += 1
+        tx.flush()
+    new = _insert_jobs(tx, version, plan.jobs)
+    return new + _roll_out(tx, version, old, policies)
+
+
+def overdue(tx: Session, limit: int = 100) -> list[int]:
+    """Return ids of versions that no open job will move: their last one failed by its lease, or a `plan` was lost."""
+    key = literal("version:") + cast(col(Version.id), String) + ":" + col(Job.stage)
+    key = key + ":" + cast(col(Version.judgement), String)
+    mine = and_(col(Job.subject_type) == "version", col(Job.subject_id) == col(Version.id), col(Job.key) == key)
+    waiting = exists().where(mine, col(Job.state).in_([JobState.QUEUED, JobState.RUNNING]))
+    failed = or_(
+        col(Job.state) == JobState.FAILED,
+        and_(col(Job.state) == JobState.DONE, col(Job.verdict) != Verdict.PASSED),
+    )
+    stuck = or_(
+        and_(col(Version.status) == VersionStatus.DISCOVERED, ~waiting),
+        and_(col(Version.status) == VersionStatus.READY, exists().where(mine, failed)),
+    )
+    return [row for row in tx.scalars(select(col(Version.id)).where(stuck).limit(limit)) if row is not None]
+
+
+def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, policies: Sequence[Policy]) -> list[Job]:
+    """Judge a version anew, by the model's newest recipe and evaluation set under today's policy. Return the jobs.
+
+    Raises NotFound, Conflict unless it ended as rejected, quarantined or needs_binding.
+    """
+    version = lock(tx, _id(get(tx, model, number)))
+    newest = get(tx, model, "latest")
+    pinned = tx.get(Recipe, newest.recipe_id) if newest.recipe_id is not None else None
+    recipe = recipes.pin(tx, model, pinned.text if pinned else None, policy_for(model, tuple(policies)))
+    version.recipe_id, version.eval_pin = recipe.id, newest.eval_pin
+    return reopen(tx, version, model, actor=actor, reason=reason)
+
+
+def reopen(tx: Session, version: Version, model: str, *, actor: str, reason: str) -> list[Job]:
+    """Begin a new judgement of a locked version by the recipe that it pins. Raises Conflict."""
+    version.judgement += 1
+    version.ready_at = None
+    _move(tx, version, model, VersionStatus.DISCOVERED, "", actor=actor, why=reason)
+    return _insert_jobs(tx, version, (Stage.VALIDATE,))
+
+
+def archive(tx: Session, model: str, number: int, *, actor: str, reason: str) -> Version:
+    """Put a version away for good; a fleet that serves it goes back. Raises NotFound, Conflict."""
+    version = lock(tx, _id(get(tx, model, number)))
+    old = VersionStatus(version.status)
+    _move(tx, version, model, VersionStatus.ARCHIVED, reason, actor=actor)
+    _roll_out(tx, version, old, ())
+    return version
+
+
+def judged_by(tx: Session, version: Version) -> Recipe | None:
+    """The recipe revision that the version pins."""
+    return tx.get(Recipe, version.recipe_id) if version.recipe_id is not None else None
+
+
+def files(tx: Session, version_id: int) -> list[CheckpointFile]:
+    """The version's pinned files, by key."""
+    mine = select(CheckpointFile).where(col(CheckpointFile.version_id) == version_id)
+    return list(tx.scalars(mine.order_by(col(CheckpointFile.key))))
+
+
+def _id(version: Version) -> int:
+    assert version.id is not None
+    return version.id
+
+
+def _next_number(tx: Session, model_id: int) -> int:
+    """Take the model's next number; the row lock makes the others wait until this transaction ends."""
+    taken = update(Model).where(col(Model.id) == model_id).values(next_version=col(Model.next_version) + 1)
+    next_one = tx.execute(
+        taken.returning(col(Model.next_version)), execution_options={"synchronize_session": False}
+    ).scalar_one()
+    return int(next_one) - 1
+
+
+def _insert_files(tx: Session, version: Version, refs: Sequence[Ref]) -> None:
+    rows = [
+        {
+            "version_id": version.id,
+            "key": ref.key,
+            "size": ref.size,
+            "etag": ref.etag,
+            "object_version": ref.version_id,
+            "modified": ref.modified,
+        }
+        for ref in refs
+    ]
+    if rows:
+        tx.execute(insert(CheckpointFile), rows)
+
+
+def _views(tx: Session, version: Version) -> list[JobView]:
+    """The jobs of the present judgement, in the words of `plan`."""
+    keys = [_key(version, stage) for stage in _STAGES]
+    columns = (col(Job.stage), col(Job.state), col(Job.verdict), col(Job.reason))
+    return [
+        JobView(Stage(stage), JobState(state), Verdict(verdict) if verdict else None, reason)
+        for stage, state, verdict, reason in tx.execute(select(*columns).where(col(Job.key).in_(keys)))
+    ]
+
+
+def _fast(tx: Session, version: Version) -> bool:
+    recipe = judged_by(tx, version)
+    return recipe is not None and recipe.effective.get("lane") == "fast"
+
+
+def _key(version: Version, stage: Stage) -> str:
+    return f"version:{version.id}:{stage}:{version.judgement}"
+
+
+def _insert_jobs(tx: Session, version: Version, stages: Sequence[Stage]) -> list[Job]:
+    inserted = [
+        jobs.insert(tx, key=_key(version, stage), subject_type="version", subject_id=_id(version), stage=stage)
+        for stage in stages
+    ]
+    return [job for job in inserted if job is not None]
+
+
+def _move(
+    tx: Session, version: Version, model: str, status: VersionStatus, reason: str, *, actor: str, why: str = ""
+) -> None:
+    """Change the status, and with it the original variant and the jobs that nobody needs now. Raises Conflict."""
+    old = VersionStatus(version.status)
+    try:
+        lifecycle.check(old, status)
+    except IllegalTransition as exc:
+        raise Conflict(f"version {version.number} of {model}: {exc}") from exc
+    version.status, version.reason = status, reason
+    version.revision += 1
+    if status is VersionStatus.READY:
+        version.ready_at = clock(tx)
+    if status not in _JUDGED:
+        jobs.cancel(tx, "version", _id(version))
+    if status in _VARIANT:
+        original = and_(col(Variant.version_id) == version.id, col(Variant.name) == "original")
+        tx.execute(update(Variant).where(original).values(status=_VARIANT[status], reason=reason))
+    tx.flush()
+    before, after = {"status": str(old)}, {"status": str(status)}
+    _tell(tx, version, model, str(status), before=before, after=after, actor=actor, reason=why or reason)
+
+
+def _roll_out(tx: Session, version: Version, old: VersionStatus, policies: Sequence[Policy]) -> list[Job]:
+    """What a new status means for the fleets."""
+    # Late: rollouts build on versions, and this is the one way back.
+    from weighbridge.registry import rollouts
+
+    if version.status == VersionStatus.READY and old is not VersionStatus.READY:
+        rollout = rollouts.start_automatic(tx, version.model_id, tuple(policies))
+        if rollout is not None and rollout.id is not None:
+            return jobs.of(tx, "rollout", rollout.id, states=[JobState.QUEUED])
+    elif old is VersionStatus.READY and version.status != VersionStatus.READY:
+        rollouts.withdraw(tx, version, version.reason)
+    return []
+
+
+def _tell(tx: Session, version: Version, model: str, what: str, **told: Any) -> None:
+    events.record(tx, f"version.{what}", model=model, version=version.number, subject=f"version:{version.id}", **told)
