@@ -1,0 +1,73 @@
+"""What every command gets: the settings, read once and late, and the client made from them."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from weighbridge.registry.client import Client
+    from weighbridge.settings import Loaded, Settings
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@dataclass
+class Session:
+    """One run of the CLI. `flags` maps dotted names of settings to the values given on the command line."""
+
+    config: Path | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    debug: bool = False
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        from weighbridge.settings import load_with_origins
+
+        return load_with_origins(self.flags, config=self.config)
+
+    @property
+    def settings(self) -> Settings:
+        return self.loaded.settings
+
+    def override(self, **flags: Any) -> None:
+        """Add a command's own flags (`registry__port=…`); None is no flag."""
+        self.flags |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+
+    def logging(self) -> None:
+        """Begin to log to stderr as the settings say."""
+        from weighbridge import logs
+
+        log = self.settings.log
+        level = "debug" if self.debug else log.level
+        logs.setup(level, log.format, secrets=logs.secrets_of(self.settings))
+
+    def client(self) -> Client:
+        """A client of the registry that the settings name."""
+        from weighbridge.registry.client import Client
+
+        token = self.settings.registry.token
+        return Client(self.settings.registry_url, token=token.get_secret_value() if token else None)
+
+
+def of(context: typer.Context) -> Session:
+    """The session of this run."""
+    session = context.find_object(Session)
+    assert session is not None, "the root callback makes it"
+    return session
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`registry.port=0` as a name and a value: TOML where it is TOML, else the text. Raises typer.BadParameter."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise typer.BadParameter(f"{text!r}: write NAME=VALUE, as in registry.port=0")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()

@@ -1,0 +1,105 @@
+"""Logging of every process: the standard library's, as lines for people or JSON, with secrets taken out.
+
+Secrets are removed from the finished line, tracebacks included, because that is where they leak.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+HIDDEN = "***"
+_PATTERNS = (
+    re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+(?=@)"),  # user:password@ in a URL
+    re.compile(r"(?i)(bearer\s+)[\w.~+/=-]{8,}"),
+    re.compile(r"(?i)((?:x-amz-(?:signature|credential|security-token)|sig|token|password|secret)=)[^&\s\"']+"),
+)
+_REPLACEMENTS = (rf"\1:{HIDDEN}", rf"\1{HIDDEN}", rf"\1{HIDDEN}")
+_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class Redact:
+    """Takes known secrets, and what looks like one, out of a text."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # Short values would blank ordinary words; longest first, so that one within another leaves no rest.
+        self._known = sorted({secret for secret in secrets if len(secret) >= 6}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._known:
+            text = text.replace(secret, HIDDEN)
+        for pattern, replacement in zip(_PATTERNS, _REPLACEMENTS, strict=True):
+            text = pattern.sub(replacement, text)
+        return text
+
+
+class HumanFormatter(logging.Formatter):
+    """`13:08:01.250 INFO    weighbridge.daemon.intake: digits/run-1 is complete (P2)`."""
+
+    def __init__(self, redact: Redact) -> None:
+        super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, `extra` fields, exception."""
+
+    converter = time.gmtime
+
+    def __init__(self, redact: Redact) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps({key: self._clean(value) for key, value in line.items()}, default=str)
+
+    def _clean(self, value: Any) -> Any:
+        return value if isinstance(value, int | float | None) else self._redact(str(value))
+
+
+def setup(level: str = "info", format: str = "human", *, secrets: Iterable[str] = ()) -> None:
+    """Send every logger's lines to stderr. Called once, in main."""
+    redact = Redact(secrets)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(redact) if format == "json" else HumanFormatter(redact))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for chatty in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "watchdog", "alembic.runtime.migration"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+
+
+def secrets_of(model: BaseModel) -> Iterator[str]:
+    """Every secret value in a tree of settings; of a URL, its password."""
+    for value in _values(dict(model)):
+        text = value.get_secret_value()
+        if "://" not in text:
+            yield text
+        elif match := re.search(r"://[^/\s:@]*:([^/\s@]+)@", text):
+            yield match[1]
+
+
+def _values(data: Mapping[str, Any]) -> Iterator[SecretStr]:
+    for value in data.values():
+        if isinstance(value, SecretStr):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from _values(dict(value))
