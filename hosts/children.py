@@ -8,19 +8,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from weighbridge.hosts import frames
 from weighbridge.hosts.errors import ChildDied, DeadlineExceeded, LoadFailed
 from weighbridge.hosts.frames import Frame, Kind
-from weighbridge.hosts.options import Serving
+from weighbridge.hosts.settings import HostSettings
 
 INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
     "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
 )  # fmt: skip
 """All of the parent's environment that a child sees: no token, no storage key."""
+
+
+@dataclass(frozen=True)
+class ChildProgram:
+    """What an engine child runs: how it loads, what a spare imports beforehand, its own variables."""
+
+    engine: str = "weighbridge.engines.load:load"
+    preload: tuple[str, ...] = ("weighbridge.engines.torch_engine",)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Link(asyncio.Protocol):
@@ -58,18 +68,18 @@ class Child:
         link.lost.add_done_callback(self._on_lost)
 
     @classmethod
-    async def start(cls, options: Serving) -> Child:
+    async def start(cls, settings: HostSettings, program: ChildProgram) -> Child:
         """Start a spare and wait until its engine is imported. Raises LoadFailed."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _spawn(theirs.fileno(), options)
+            process = _spawn(theirs.fileno(), settings, program)
         transport, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=ours)
         child = cls(process, transport, link)
         try:
-            await child.ask(Kind.PING, {}, timeout=options.load_timeout)
+            await child.ask(Kind.PING, {}, timeout=settings.load_seconds)
         except (ChildDied, DeadlineExceeded) as exc:
             await child.end()
-            raise LoadFailed(f"an engine child with {options.engine} did not start: {exc}") from exc
+            raise LoadFailed(f"an engine child with {program.engine} did not start: {exc}") from exc
         return child
 
     @property
@@ -131,32 +141,33 @@ class Child:
             self.died(self)
 
 
-def _spawn(fd: int, options: Serving) -> subprocess.Popen[bytes]:
+def _spawn(fd: int, settings: HostSettings, program: ChildProgram) -> subprocess.Popen[bytes]:
     """Not through the event loop: its fork stops the front for 3 ms, this vfork for 0.4.
 
     Call it in the loop's own thread: the child dies with the thread that started it.
     """
     command = [sys.executable, "-m", "weighbridge.hosts.child", "--fd", str(fd)]
-    command += ["--engine", options.engine, "--body-limit", str(options.body_limit)]
-    return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=_environment(options))
+    command += ["--engine", program.engine, "--body-limit", str(settings.max_body_bytes)]
+    command += [f"--preload={module}" for module in program.preload]
+    return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=_environment(settings, program))
 
 
-def _environment(options: Serving) -> dict[str, str]:
+def _environment(settings: HostSettings, program: ChildProgram) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return {"OMP_NUM_THREADS": str(options.threads), **inherited, **options.environment}
+    return {"OMP_NUM_THREADS": str(settings.threads), **inherited, **program.environment}
 
 
 class Spares:
     """Keeps one warm spare: `take` hands it out, `refill` starts the next one in the background."""
 
-    def __init__(self, options: Serving) -> None:
-        self._options = options
+    def __init__(self, settings: HostSettings, program: ChildProgram) -> None:
+        self._settings, self._program = settings, program
         self._next: asyncio.Task[Child] | None = None
 
     def refill(self) -> None:
         """Start a spare unless one is there or on its way."""
         if self._next is None:
-            self._next = asyncio.create_task(Child.start(self._options), name="spare")
+            self._next = asyncio.create_task(Child.start(self._settings, self._program), name="spare")
 
     async def take(self) -> Child:
         """A spare that is alive, at once when one is warm. Raises LoadFailed."""

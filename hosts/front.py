@@ -29,8 +29,8 @@ from weighbridge.hosts.errors import (
     TooLarge,
 )
 from weighbridge.hosts.frames import Frame, Kind
-from weighbridge.hosts.options import Serving
 from weighbridge.hosts.router import Slot, Slots, State
+from weighbridge.hosts.settings import HostSettings
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -71,8 +71,8 @@ def parse_target(path: str) -> Target | None:
 class Front:
     """The ASGI application over the host's slots."""
 
-    def __init__(self, slots: Slots, options: Serving) -> None:
-        self._slots, self._options = slots, options
+    def __init__(self, slots: Slots, settings: HostSettings) -> None:
+        self._slots, self._settings = slots, settings
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -146,8 +146,8 @@ class Front:
                 length = _length(name, value)
             elif name == b"content-encoding":
                 encoding = value.decode("latin-1").strip().lower()
-            elif name == b"content-length" and _length(name, value) > self._options.body_limit:
-                raise TooLarge(f"the body has {value.decode()} bytes, this host takes {self._options.body_limit}")
+            elif name == b"content-length" and _length(name, value) > self._settings.max_body_bytes:
+                raise TooLarge(f"the body has {value.decode()} bytes, this host takes {self._settings.max_body_bytes}")
         message = await receive()
         if not message.get("more_body"):
             return Body(message.get("body", b""), length, encoding)
@@ -156,15 +156,15 @@ class Front:
     async def _read_rest(self, message: dict[str, Any], receive: Receive) -> bytes:
         parts, size = [message.get("body", b"")], len(message.get("body", b""))
         try:
-            async with asyncio.timeout(self._options.deadline):
+            async with asyncio.timeout(self._settings.request_seconds):
                 while message.get("more_body"):
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise BadRequest("the client left in the middle of its body")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > self._options.body_limit:
-                        raise TooLarge(f"the body exceeds this host's {self._options.body_limit} bytes")
+                    if size > self._settings.max_body_bytes:
+                        raise TooLarge(f"the body exceeds this host's {self._settings.max_body_bytes} bytes")
         except TimeoutError as exc:
             raise DeadlineExceeded("the body did not arrive before the deadline") from exc
         return b"".join(parts)
@@ -186,20 +186,22 @@ class Front:
         return status, _answer_headers(slot, frame), bytes(frame.body)
 
     async def _ask(self, child: Child, body: Body, began: float) -> Frame:
-        options = self._options
-        if child.waiting >= options.queue:
-            raise Overloaded(f"{options.queue} requests already wait for this version on this host")
-        meta: dict[str, Any] = {"deadline": began + options.deadline}
+        settings = self._settings
+        if child.waiting >= settings.queue:
+            raise Overloaded(f"{settings.queue} requests already wait for this version on this host")
+        meta: dict[str, Any] = {"deadline": began + settings.request_seconds}
         if body.header_length is not None:
             meta["header"] = body.header_length
         if body.encoding:
             meta["encoding"] = body.encoding
         future = child.send(Kind.INFER, meta, body.data, frames.padding(body.header_length))
-        timer = asyncio.get_running_loop().call_later(options.deadline, _expire, future, options.deadline)
+        timer = asyncio.get_running_loop().call_later(
+            settings.request_seconds, _expire, future, settings.request_seconds
+        )
         try:
             return await future
         except DeadlineExceeded:
-            if child.silent_for(time.monotonic(), began) >= options.hang:
+            if child.silent_for(time.monotonic(), began) >= settings.hang_seconds:
                 child.kill()  # it computes for nobody; its death brings the version up again
             raise
         finally:

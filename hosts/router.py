@@ -42,8 +42,8 @@ class Slot:
     child: Child | None = None
     state: State = State.LOADING
     reason: str | None = None
-    proof: float | None = None
-    """The largest difference seen from the reference golden; None until it passed."""
+    proven: bool = False
+    """Whether the reference golden passed on this host."""
     statistics: Statistics = field(default_factory=Statistics)
     in_flight: int = 0
     _idle: asyncio.Event | None = None

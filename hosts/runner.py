@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from weighbridge.engines.errors import InvalidInput
+from weighbridge.engines import golden
+from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.manifest import Manifest
-from weighbridge.engines.protocols import Array, Session
+from weighbridge.engines.protocols import Array, Arrays, Session
 from weighbridge.hosts import codec, frames
 from weighbridge.hosts.background import Background
 from weighbridge.hosts.errors import DeadlineExceeded, HostError, NotReady
 from weighbridge.hosts.frames import Frame, Kind
-from weighbridge.hosts.golden import Golden
+from weighbridge.storage.local_cache import BlobCache
 
 
 class Runner:
@@ -30,7 +31,7 @@ class Runner:
     def __init__(self, load: Callable[..., Session], background: Background, *, body_limit: int) -> None:
         self._load, self._background, self._body_limit = load, background, body_limit
         self._session: Session | None = None
-        self._golden: Golden | None = None
+        self._golden = (b"", 0.0, 0.0)
         self._model = self._version = ""
 
     def serve(self, sock: socket.socket) -> None:
@@ -70,36 +71,36 @@ class Runner:
     ) -> dict[str, Any]:
         began = time.monotonic()
         parsed = Manifest.model_validate_json(manifest)
-        paths = BlobFolder(Path(blobs))
+        paths = BlobCache(Path(blobs)).path
 
-        def load() -> tuple[Session, Golden]:
+        def load() -> Session:
             set_threads(threads)
-            session = self._load(parsed, paths, device=device, factories=frozenset(factories))
-            return session, Golden.read(parsed.golden, paths(parsed.golden.digest))
+            return self._load(parsed, paths, device=device, factories=factories)
 
-        self._session, self._golden = self._background.run(load)
+        self._session = self._background.run(load)
+        self._golden = paths(parsed.golden.digest).read_bytes(), parsed.golden.rtol, parsed.golden.atol
         self._model, self._version = model, version
         set_threads(threads)  # OpenMP counts threads per calling thread; this one will infer
-        gc.collect()
-        gc.freeze()
         return {"seconds": time.monotonic() - began, "rss": resident_bytes()}
 
     def _check_golden(self, *, rounds: int) -> dict[str, Any]:
-        """Run the golden inputs once in the background, then `rounds` times as requests; the last outputs count."""
-        session, golden = self._loaded(), self._golden
-        assert golden is not None  # loaded together
+        """Prove the reference golden in the background, then answer its inputs `rounds` times as requests."""
+        session, (data, rtol, atol) = self._loaded(), self._golden
         began = time.monotonic()
-        outputs = self._background.run(lambda: session.infer(golden.inputs))
+        self._background.run(lambda: golden.check(session, data, rtol, atol))
+        inputs, expected = golden.read(data)
         for _ in range(rounds):
-            outputs = self._warm_up(golden)
-        return {"worst": golden.check(outputs), "seconds": time.monotonic() - began}
+            golden.compare(self._warm_up(inputs), expected, rtol, atol)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection in the middle of a request walks over it
+        return {"seconds": time.monotonic() - began}
 
-    def _warm_up(self, golden: Golden) -> dict[str, Array]:
+    def _warm_up(self, inputs: Arrays) -> dict[str, Array]:
         """The whole path of a request, in the thread that will answer: caches are per thread, imports are lazy."""
-        body = codec.encode_request(golden.inputs)
+        body = codec.encode_request(inputs)
         request = codec.decode(bytearray(b"".join(body.parts)), body.header_length)
         outputs = self._loaded().infer(request.inputs)
-        codec.encode(self._model, self._version, request, outputs)
+        codec.encode(self._model, self._version, codec.InferRequest({}, binary_output=True), outputs)
         return outputs
 
     def _infer(self, frame: Frame) -> tuple[Kind, dict[str, Any], list[bytes | memoryview]]:
@@ -109,6 +110,8 @@ class Runner:
             return Kind.REPLY, {"status": exc.status}, [codec.encode_error(str(exc))]
         except InvalidInput as exc:
             return Kind.REPLY, {"status": 400}, [codec.encode_error(str(exc))]
+        except EngineError as exc:
+            return Kind.REPLY, {"status": 500}, [codec.encode_error(str(exc))]
         except Exception as exc:  # the engine failed on this input; the next request may be fine
             return Kind.REPLY, {"status": 500}, [codec.encode_error(f"{type(exc).__name__}: {exc}")]
         return Kind.REPLY, {"status": 200, "header": encoded.header_length}, encoded.parts
@@ -128,19 +131,6 @@ class Runner:
         if self._session is None:
             raise NotReady("this engine child is a spare: nothing is loaded")
         return self._session
-
-
-class BlobFolder:
-    """Where verified blobs lie: `<folder>/<2 hex>/<digest>`. Raises LookupError for one that is not there."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, digest: str) -> Path:
-        path = self._folder / digest[:2] / digest
-        if not path.is_file():
-            raise LookupError(f"blob {digest} is not on this host")
-        return path
 
 
 def resident_bytes() -> int:

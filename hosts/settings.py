@@ -31,6 +31,11 @@ class HostSettings(BaseModel):
     )
     load_seconds: float = Field(default=600.0, gt=0, description="Longest load of a variant (s).")
     request_seconds: float = Field(default=60.0, gt=0, description="Longest inference request (s).")
+    hang_seconds: float = Field(
+        default=60.0, gt=0, description="An engine child that has work and is silent for this long is replaced (s)."
+    )
+    queue: int = Field(default=512, ge=1, description="Most requests that may wait for one version; then 503.")
+    warm_up: int = Field(default=10, ge=1, description="Requests a version answers for itself before it may go live.")
     max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body (bytes).")
     factories: tuple[str, ...] = Field(
         default=(), description="Patterns of factories this host may run: package.module:name."

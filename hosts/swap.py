@@ -10,11 +10,11 @@ from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
-from weighbridge.hosts.children import Child, Spares
+from weighbridge.hosts.children import Child, ChildProgram, Spares
 from weighbridge.hosts.errors import HostError, LoadFailed, NotReady
 from weighbridge.hosts.frames import Kind
-from weighbridge.hosts.options import Serving
 from weighbridge.hosts.router import Slot, Slots, SlotSpec, State
+from weighbridge.hosts.settings import HostSettings
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,15 @@ log = logging.getLogger(__name__)
 class Swapper:
     """Changes what `slots` serve, without dropping a request. `changed` hears of every state that a slot reaches."""
 
-    def __init__(self, slots: Slots, options: Serving, changed: Callable[[Slot], None] = lambda slot: None) -> None:
-        self._slots, self._options, self._changed = slots, options, changed
-        self._spares = Spares(options)
+    def __init__(
+        self,
+        slots: Slots,
+        settings: HostSettings,
+        changed: Callable[[Slot], None] = lambda slot: None,
+        program: ChildProgram = ChildProgram(),  # noqa: B008  it is frozen
+    ) -> None:
+        self._slots, self._settings, self._changed = slots, settings, changed
+        self._spares = Spares(settings, program)
         self._previous: dict[str, Slot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -52,7 +58,7 @@ class Swapper:
         if before is None or before is slot:
             return
         oldest = self._previous.pop(model, None)
-        if self._options.keep_previous:
+        if self._settings.keep_previous:
             self._previous[model] = before
         else:
             self._run(self.retire(before))
@@ -79,7 +85,7 @@ class Swapper:
         if self._previous.get(slot.spec.model) is slot:
             del self._previous[slot.spec.model]
         try:
-            await asyncio.wait_for(slot.drained(), self._options.drain)
+            await asyncio.wait_for(slot.drained(), self._settings.drain_seconds)
         except TimeoutError:
             log.warning("%s still held %d requests when it was ended", _name(slot), slot.in_flight)
         if slot.child is not None:
@@ -95,8 +101,10 @@ class Swapper:
     async def _bring_up(self, slot: Slot) -> None:
         child = await self._spares.take()
         try:
-            await child.ask(Kind.LOAD, self._load_order(slot.spec), timeout=self._options.load_timeout)
-            answer = await child.ask(Kind.GOLDEN, {"rounds": self._options.warm_up}, timeout=self._options.load_timeout)
+            await child.ask(Kind.LOAD, self._load_order(slot.spec), timeout=self._settings.load_seconds)
+            await child.ask(
+                Kind.GOLDEN, {"rounds": self._settings.warm_up}, timeout=self._settings.load_seconds
+            )
         except BaseException as exc:
             await child.end(grace=0)
             if isinstance(exc, HostError):
@@ -105,7 +113,7 @@ class Swapper:
         finally:
             self._spares.refill()
         child.died = partial(self._on_death, slot)
-        slot.child, slot.proof = child, answer["worst"]
+        slot.child, slot.proven = child, True
         self._become(slot, State.READY, None)
 
     def _load_order(self, spec: SlotSpec) -> dict[str, Any]:
@@ -114,9 +122,9 @@ class Swapper:
             "version": spec.version,
             "manifest": spec.manifest.canonical().decode(),
             "blobs": spec.blobs,
-            "device": self._options.device,
-            "threads": self._options.threads,
-            "factories": sorted(self._options.factories),
+            "device": self._settings.device,
+            "threads": self._settings.threads,
+            "factories": self._settings.factories,
         }
 
     def _on_death(self, slot: Slot, child: Child) -> None:

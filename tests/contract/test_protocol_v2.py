@@ -160,8 +160,8 @@ def test_every_refusal_is_an_error_object(http: httpx.Client, method: str, path:
         ({"inference-header-content-length": "-1"}, b"{}", 400),
         ({"content-encoding": "br"}, b"{}", 415),
         ({"content-encoding": "gzip"}, b"not gzip", 400),
-        ({"content-encoding": "deflate"}, zlib.compress(bytes(FAKE.body_limit + 1)), 413),
-        ({}, bytes(FAKE.body_limit + 1), 413),
+        ({"content-encoding": "deflate"}, zlib.compress(bytes(FAKE.max_body_bytes + 1)), 413),
+        ({}, bytes(FAKE.max_body_bytes + 1), 413),
     ],
 )
 def test_a_broken_body_is_the_clients_mistake(
@@ -194,7 +194,7 @@ def test_a_body_in_pieces_is_put_together(served: Host) -> None:
     with httpx.Client(base_url=f"http://{served.url}") as http:
         answer = http.post("/v2/models/scale/infer", content=iter(chunks))
         assert answer.json()["outputs"][0]["data"] == [6.0]
-        endless = (bytes(2**16) for _ in range(FAKE.body_limit // 2**16 + 2))
+        endless = (bytes(2**16) for _ in range(FAKE.max_body_bytes // 2**16 + 2))
         assert http.post("/v2/models/scale/infer", content=endless).status_code == 413
 
 
