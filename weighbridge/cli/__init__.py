@@ -1,6 +1,6 @@
 """The command line: reads settings, calls a room's verb, prints the answer.
 
-No logic of its own belongs here, and no import of torch, Celery or SQL outside a command that needs it: `--help` is fast
+No logic of its own belongs here, and no import of torch, Celery or SQL outside a command that needs it.
 """
 
 from __future__ import annotations
