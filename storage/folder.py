@@ -150,17 +150,17 @@ class FolderStore:
         path = self._path(key)
         with self._errors(key):
             # Not blocking: opening a pipe must not hang us.
-            file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ObjectNotFound(f"{self.url} has no object {key}: it is no regular file", key=key)
             # The link may have moved between the look and the open; what was opened is what counts.
-            if not Path(os.path.realpath(f"/proc/self/fd/{file.fileno()}")).is_relative_to(self._real_root()):
+            if not Path(os.path.realpath(f"/proc/self/fd/{descriptor}")).is_relative_to(self._real_root()):
                 raise InvalidKey(f"{key} leads out of {self.root} through a symbolic link", key=key)
         except BaseException:
-            file.close()
+            os.close(descriptor)
             raise
-        return file
+        return io.FileIO(descriptor)
 
     @contextmanager
     def _new(self, key: str, *, replace: bool) -> Iterator[IO[bytes]]:

@@ -1,0 +1,203 @@
+"""What only a folder has: links, pipes, writers, disks that fill, mount points that go away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from weighbridge.storage import atomic
+from weighbridge.storage.errors import (
+    BucketNotFound,
+    InvalidKey,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+    StorageFull,
+)
+from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.pins import pin
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def store(root: Path) -> FolderStore:
+    return FolderStore(root, durable=False)
+
+
+def keys(store: FolderStore) -> list[str]:
+    return [info.key for info in store.list()]
+
+
+def test_links_within_the_root_are_followed_and_those_that_leave_it_refused(
+    store: FolderStore, root: Path, tmp_path: Path
+) -> None:
+    """A linked file inside is an object; one outside, or behind a linked folder outside, is not, for any verb."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    store.put("blobs/1", b"inside")
+    (root / "good").symlink_to("blobs/1")
+    (root / "bad").symlink_to(tmp_path / "secret" / "key")
+    (root / "out").symlink_to(tmp_path / "secret", target_is_directory=True)
+    (root / "dangling").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    assert store.get("good") == b"inside"
+    assert keys(store) == ["blobs/1", "good"]
+    assert list(store.list("out/")) == list(store.entries("out/")) == []
+    for key in ("bad", "out/key", "out/new"):
+        for verb in (store.get, store.head, store.open, store.delete, store.has_writer, store.local_path):
+            with pytest.raises(InvalidKey, match="symbolic link"):
+                verb(key)
+        with pytest.raises(InvalidKey):
+            store.put(key, b"x")
+    assert os.listdir(tmp_path / "secret") == ["key"]
+
+
+def test_what_is_no_regular_file_is_no_object(store: FolderStore, root: Path) -> None:
+    """A pipe neither hangs a reader nor shows in a listing; nor does a folder."""
+    os.mkfifo(root / "pipe")
+    (root / "folder").mkdir()
+    for key in ("pipe", "folder"):
+        for verb in (store.get, store.head):
+            with pytest.raises(ObjectNotFound, match="no regular file"):
+                verb(key)
+    assert keys(store) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda path: path.write_bytes(b"o" * 1_000_001), lambda path: os.truncate(path, 100),
+     lambda path: path.write_bytes(b"x" * 1_000_000)],
+    ids=["grown", "shrunk", "same size"],
+)  # fmt: skip
+def test_a_file_written_in_place_while_it_is_read_is_noticed(
+    store: FolderStore, root: Path, change: Callable[[Path], object]
+) -> None:
+    """A stream of a file that changed under it ends in PreconditionFailed, whatever its new size."""
+    store.put("a", b"o" * 1_000_000)
+    with store.open("a") as stream:
+        stream.read(10)
+        _until_file_times_tick(root / "a")
+        change(root / "a")
+        with pytest.raises(PreconditionFailed, match="changed while it was read"):
+            stream.read()
+
+
+def _until_file_times_tick(path: Path) -> None:
+    """File times advance by the kernel's tick, a few ms: two changes within one look alike."""
+    probe = path.with_name("probe")
+    while True:
+        probe.write_bytes(b"")
+        if probe.stat().st_ctime_ns > path.stat().st_ctime_ns:
+            return
+
+
+def test_a_missing_root_is_not_an_empty_one(store: FolderStore, root: Path) -> None:
+    """After the folder went away every verb says so, and a put does not make it anew."""
+    info = store.put("a", b"x")
+    (root / "a").unlink()
+    root.rmdir()
+    for verb in (store.check, lambda: list(store.list()), lambda: list(store.entries()), lambda: store.get("a"),
+                 lambda: store.head("a"), lambda: store.put("a", b"x"), lambda: store.delete("a"),
+                 lambda: store.copy(pin(info), "b")):  # fmt: skip
+        with pytest.raises(BucketNotFound, match=str(root)):
+            verb()
+    assert not root.exists()
+    FolderStore(root, create=True).check()
+
+
+def test_a_full_disk_leaves_the_old_object(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC, here from fsync, becomes StorageFull with advice; the old bytes stay, the temporary file goes."""
+    store = FolderStore(root)
+    store.put("a", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(StorageFull, match=r"a: No space left on device; free some space"):
+        store.put("a", b"new")
+    assert store.get("a") == b"old"
+    assert os.listdir(root) == ["a"]
+
+
+def test_conditional_puts_work_without_renameat2(
+    store: FolderStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel or file system lacks it, a link and an unlink do."""
+
+    class OldLibrary:
+        def __init__(self, *args: object, **kwargs: object) -> None: ...
+
+    monkeypatch.setattr(atomic.ctypes, "CDLL", OldLibrary)
+    store.put("a", b"first", if_none_match=True)
+    with pytest.raises(PreconditionFailed):
+        store.put("a", b"second", if_none_match=True)
+    assert (store.get("a"), os.listdir(root)) == (b"first", ["a"])
+
+
+def test_a_conditional_put_keeps_its_etag(store: FolderStore) -> None:
+    """A pin made the moment the object appeared holds: nothing touches the file afterwards."""
+    info = store.put("a", b"x", if_none_match=True)
+    assert store.head("a") == info
+
+
+def test_a_file_and_a_folder_cannot_have_one_name(store: FolderStore) -> None:
+    """Putting below a file, or over a folder, is a clear error."""
+    store.put("a", b"x")
+    store.put("b/c", b"x")
+    for key in ("a/b", "a/b/c", "b"):
+        with pytest.raises(StorageError, match=key):
+            store.put(key, b"x")
+    with pytest.raises(ObjectNotFound):
+        store.get("a/b")
+
+
+def test_a_name_too_long_for_the_disk_is_an_invalid_key(store: FolderStore) -> None:
+    """A key may be valid on S3 and not here."""
+    with pytest.raises(InvalidKey):
+        store.put("x" * 300, b"x")
+
+
+def test_names_that_are_no_text_are_passed_over(store: FolderStore, root: Path) -> None:
+    """A file whose name is not UTF-8 cannot be a key; its neighbours are listed."""
+    (root / os.fsdecode(b"\xff.safetensors")).write_bytes(b"x")
+    (root / ".weighbridge-left").write_bytes(b"x")
+    store.put("good", b"x")
+    assert keys(store) == ["good"]
+
+
+def test_writers_are_seen_and_looking_hurts_nobody(store: FolderStore, root: Path) -> None:
+    """An open writer is seen, a reader is not one; a writer that comes during a look does not kill us by SIGIO."""
+    store.put("a", b"x")
+    assert store.has_writer("a") is False
+    with (root / "a").open("rb"):
+        assert store.has_writer("a") is False
+    with (root / "a").open("ab"):
+        assert store.has_writer("a") is True
+    assert store.has_writer("a") is False
+    assert signal.getsignal(signal.SIGIO) is signal.SIG_DFL
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            with (root / "a").open("ab") as file:
+                file.write(b"y")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = {store.has_writer("a") for _ in range(1000)}
+    stop.set()
+    writer.join()
+    assert seen <= {True, False}
