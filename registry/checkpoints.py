@@ -92,6 +92,12 @@ def pending(tx: Session, limit: int = 100) -> list[Checkpoint]:
     )
 
 
+def waiting_paths(tx: Session, model: str) -> list[str]:
+    """Return the paths of a model that wait: what judges them changed, so they are looked at again."""
+    waits = (col(Checkpoint.model) == model, col(Checkpoint.state) == CheckpointState.WAITING)
+    return list(tx.scalars(select(col(Checkpoint.path)).where(*waits)))
+
+
 def removed(tx: Session, model: str, path: str) -> None:
     """The objects are gone: drop what waited for them. A path that versions came from is kept, as complete."""
     row = lookup(tx, model, path, lock=True)
