@@ -89,6 +89,8 @@ def _load(pt2: bytes, device: str) -> nn.Module:
     # Inputs are checked against their TensorSpecs; without pytrees and hooks a small call costs a third.
     module.graph.set_codegen(CodeGen())
     module.recompile()
+    module._forward_pre_hooks.clear()
+    module._forward_hooks.clear()
     return module
 
 
