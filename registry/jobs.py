@@ -97,6 +97,15 @@ def mark_sent(tx: Session, ids: Sequence[int]) -> None:
     _run(tx, update(Job).where(col(Job.id).in_(ids), col(Job.state) == JobState.QUEUED).values(sent_at=now()))
 
 
+def mark_unsent(tx: Session, ids: Sequence[int]) -> None:
+    """Take `mark_sent` back: the broker did not take these.
+
+    Mark, commit, then send. The other way round, a job that is claimed and released before the mark would count as sent
+    when it is due again.
+    """
+    _run(tx, update(Job).where(col(Job.id).in_(ids), col(Job.state) == JobState.QUEUED).values(sent_at=None))
+
+
 def claim(tx: Session, job_id: int, owner: str, lease_seconds: float) -> Claim | None:
     """Take a due job, or one whose holder's lease is over. None: it is done, held, not due, or used up (then failed).
 
