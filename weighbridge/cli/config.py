@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
 from weighbridge.cli import output, session
 
 if TYPE_CHECKING:

@@ -1,0 +1,58 @@
+# Needs Python 3.11 or newer with venv, and nothing else. `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format types contracts docs bench build clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything that development needs, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'torch==2.13.0' --editable '.[all,dev]'
+	touch $@
+
+demo: $(STAMP) ## Train, drop eight checkpoints, watch them weighed and rolled out (ARGS='--s3 --json')
+	$(BIN)/weighbridge demo $(ARGS)
+
+test: $(STAMP) ## Run every test (ARGS='-k story')
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Put the code into the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## Check types, strictly
+	$(BIN)/mypy
+
+contracts: $(STAMP) ## Check which room may import which
+	$(BIN)/lint-imports
+
+docs: $(STAMP) ## Write the generated pages again
+	$(BIN)/weighbridge config --markdown > docs/settings.md
+
+bench: $(STAMP) ## Run every benchmark and print its table
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file $(ARGS) || exit 1; done
+
+build: $(STAMP) ## Build the sdist and the wheel into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove .venv and everything that was generated
+	rm -rf $(VENV) build dist htmlcov weighbridge-data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf *.egg-info .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
