@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
-pytest_plugins: list[str] = ["fixtures.serving", "fixtures.storage", "fixtures.engines"]
+pytest_plugins: list[str] = [
+    "fixtures.serving",
+    "fixtures.storage",
+    "fixtures.engines",
+    "fixtures.postgres",
+    "fixtures.registry",
+]
