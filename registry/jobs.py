@@ -86,9 +86,14 @@ def unsent(tx: Session, queue: str, limit: int, resend_seconds: float) -> list[J
     return list(tx.scalars(statement.with_for_update(skip_locked=True)))
 
 
-def in_flight(tx: Session, queue: str) -> int:
-    """Count the jobs of a queue that the broker was handed and nobody has claimed yet."""
-    sent = (col(Job.queue) == queue, col(Job.state) == JobState.QUEUED, col(Job.sent_at).is_not(None))
+def in_flight(tx: Session, queue: str, resend_seconds: float | None = None) -> int:
+    """Count the jobs of a queue that the broker was handed and nobody has claimed yet.
+
+    With `resend_seconds`, without those sent so long ago that their message counts as lost.
+    """
+    sent = [col(Job.queue) == queue, col(Job.state) == JobState.QUEUED, col(Job.sent_at).is_not(None)]
+    if resend_seconds is not None:
+        sent.append(col(Job.sent_at) > now() - resend_seconds)
     return tx.execute(select(func.count()).select_from(Job).where(*sent)).scalar_one()
 
 
