@@ -1,0 +1,179 @@
+"""From hints to versions: looks at what an event or a listing pointed at, and records what it finds, once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from weighbridge.daemon.layout import Group, Layout, Wishes
+from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
+from weighbridge.daemon.looks import Looks
+from weighbridge.daemon.loops import AWAY, Turning
+from weighbridge.registry import checkpoints, versions
+from weighbridge.registry.db import Database, Session
+from weighbridge.registry.errors import Invalid
+from weighbridge.registry.lifecycle import CheckpointState
+from weighbridge.registry.notify import Notifier
+from weighbridge.registry.recipe import Policy, policy_for
+from weighbridge.storage.errors import StorageError
+from weighbridge.storage.events import Kind, ObjectEvent
+from weighbridge.storage.pins import pins_digest
+from weighbridge.storage.protocols import Store
+
+log = logging.getLogger(__name__)
+
+ACTOR = "intake"
+_LONGEST_PAUSE = 60.0
+
+
+class Intake:
+    """The loop's body: one due checkpoint a turn, in any number of threads. `tell` takes hints from any thread.
+
+    `rescan(prefix)` is called where an event says that anything may have happened below a prefix.
+    """
+
+    name = "intake"
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        db: Database,
+        notifier: Notifier,
+        looks: Looks,
+        *,
+        policies: Sequence[Policy] = (),
+        rescan: Callable[[str], None] = lambda prefix: None,
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._layout, self._db, self._notifier, self._looks = store, layout, db, notifier, looks
+        self._policies, self._rescan, self._wake, self._clock = tuple(policies), rescan, wake, clock
+        self._lock = threading.Lock()
+        self._changed: set[str] = set()
+        """Models whose recipe or evaluation set changed."""
+
+    def tell(self, event: ObjectEvent) -> None:
+        """Take a hint: whose checkpoint is it, and when to look. Nothing in it is believed."""
+        scope = self._layout.scope(event.key) if event.kind is Kind.RESCAN else self._layout.place(event.key)
+        match scope:
+            case Group():
+                self.hint(scope)
+            case Wishes(model=model):
+                with self._lock:
+                    self._changed.add(model)
+                self._wake()
+            case str():
+                self._rescan(scope)
+
+    def hint(self, group: Group) -> None:
+        """Look at it as soon as possible."""
+        self._looks.hint(group, self._clock())
+        self._wake()
+
+    def once(self, turning: Turning) -> float:
+        """Look at one due group; return the seconds until the next is due."""
+        self._hint_waiting()
+        group = self._looks.take(self._clock())
+        if group is None:
+            return self._pause()
+        if not self._pause():
+            self._wake()  # another thread may take the next one while this one looks
+        self._look(group)
+        return self._pause()
+
+    def look(self, group: Group) -> Finding:
+        """Look now and record what is found. Safe in several threads and processes: the same pins are one version."""
+        finding = look(self._store, self._layout, group, now=datetime.now(UTC))
+        self._record(group, finding)
+        return finding
+
+    def _pause(self) -> float:
+        return max(0.0, min(self._looks.next_due() - self._clock(), _LONGEST_PAUSE))
+
+    def _hint_waiting(self) -> None:
+        """What judges a model's checkpoints changed: look again at all that wait, whoever saw them first."""
+        with self._lock:
+            models, self._changed = self._changed, set()
+        try:
+            for model in models:
+                with self._db.read() as tx:
+                    paths = checkpoints.waiting_paths(tx, model)
+                for path in paths:
+                    self._looks.hint(Group(model, path), self._clock())
+        except BaseException:
+            with self._lock:
+                self._changed |= models
+            raise
+
+    def _look(self, group: Group) -> None:
+        keep = True
+        try:
+            keep = isinstance(self.look(group), Waits)
+        except AWAY:
+            raise  # Nothing was found out. The loop says so, once, and backs off.
+        except Exception as error:
+            # One checkpoint that cannot be looked at holds up no other.
+            log.warning("%s cannot be looked at: %s", group.path, error, exc_info=not isinstance(error, StorageError))
+        finally:
+            (self._looks.again if keep else self._looks.forget)(group, self._clock())
+
+    def _record(self, group: Group, finding: Finding) -> None:
+        if isinstance(finding, Gone) and not self._known(group):
+            return
+        try:
+            with self._db.transaction() as tx:
+                self._write(tx, group, finding)
+        except Invalid as error:
+            # A rule of the registry that the layout does not know.
+            assert isinstance(finding, Found), finding
+            with self._db.transaction() as tx:
+                self._write(tx, group, Refused(f"{group.path}: {error}", finding.seen))
+        self._notifier.ring("events")
+        if isinstance(finding, Found):
+            self._notifier.ring("jobs")
+
+    def _write(self, tx: Session, group: Group, finding: Finding) -> None:
+        match finding:
+            case Gone():
+                checkpoints.removed(tx, group.model, group.path)
+            case Waits(reason=reason, seen=seen):
+                checkpoints.waiting(tx, group.model, group.path, reason=reason, seen=seen)
+            case Refused(reason=reason, seen=seen):
+                checkpoints.refused(tx, group.model, group.path, reason=reason, seen=seen)
+            case Found():
+                self._write_version(tx, group, finding)
+
+    def _write_version(self, tx: Session, group: Group, found: Found) -> None:
+        recorded = versions.record(
+            tx,
+            model=group.model,
+            path=group.path,
+            files=found.files,
+            pins_digest=pins_digest(found.files),
+            proof=found.proof,
+            proof_reason=found.reason,
+            unproven=found.unproven,
+            recipe_text=found.recipe_text,
+            policy=policy_for(group.model, self._policies),
+            eval_pin=found.eval_pin,
+            refused=found.wrong,
+            seen=found.seen,
+            actor=ACTOR,
+        )
+        if recorded.created:
+            log.info(
+                "%s is version %d of %s (%s)",
+                group.path,
+                recorded.version.number,
+                group.model,
+                found.wrong or f"{found.proof}: {found.reason}",
+            )
+
+    def _known(self, group: Group) -> bool:
+        with self._db.read() as tx:
+            row = checkpoints.lookup(tx, group.model, group.path)
+        return row is not None and row.state != CheckpointState.COMPLETE

@@ -1,0 +1,133 @@
+"""Repair by listing: what no event told. Streams the bucket, compares with what was seen, looks only at differences."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+
+from blake3 import blake3
+
+from weighbridge.daemon.layout import Group, Layout
+from weighbridge.daemon.look import identity
+from weighbridge.daemon.loops import Turning
+from weighbridge.registry import checkpoints
+from weighbridge.registry.db import Database
+from weighbridge.registry.lifecycle import CheckpointState
+from weighbridge.storage.protocols import List, ObjectInfo
+
+log = logging.getLogger(__name__)
+
+_BEAT = 1000
+"""Groups between two signs of life."""
+
+
+class Listing:
+    """The loop's body: lists the whole prefix every `seconds`, and what `request` asked for at once.
+
+    `hint` is called for every group that must be looked at: new, changed, gone, or waiting. What is settled and as it
+    was is known by 16 bytes a checkpoint, so that a million of them cost little memory.
+    """
+
+    name = "listing"
+
+    def __init__(
+        self,
+        store: List,
+        layout: Layout,
+        db: Database,
+        hint: Callable[[Group], None],
+        *,
+        seconds: float = 60.0,
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._layout, self._db, self._hint = store, layout, db, hint
+        self._seconds, self._wake, self._clock = seconds, wake, clock
+        self._lock = threading.Lock()
+        self._requested: set[str] = set()
+        self._due = clock()
+
+    def request(self, prefix: str) -> None:
+        """List below this prefix as soon as possible."""
+        with self._lock:
+            self._requested.add(prefix)
+        self._wake()
+
+    def once(self, turning: Turning) -> float:
+        """List what is due; return the seconds until the next full listing. What failed stays due."""
+        with self._lock:
+            requested = set(self._requested)
+        full = self._clock() >= self._due or self._layout.prefix in requested
+        prefixes = [self._layout.prefix] if full else sorted(requested)
+        for prefix in prefixes:
+            self.run(prefix, turning)
+        with self._lock:
+            self._requested -= requested
+        if full:
+            self._due = self._clock() + self._seconds
+        return max(0.0, self._due - self._clock())
+
+    def run(self, prefix: str, turning: Turning) -> int:
+        """List one prefix now; return how many groups were hinted at."""
+        settled = self._settled(turning)
+        hinted = 0
+        for number, (group, seen) in enumerate(self._groups(prefix)):
+            if number % _BEAT == 0:
+                turning.beat()
+                if turning.stopping:
+                    return hinted
+            known = _fingerprint(group.path, seen)
+            if known in settled:
+                settled.discard(known)
+            else:
+                hinted += 1
+                self._hint(group)
+        return hinted + self._hint_rest(prefix, settled, turning)
+
+    def _settled(self, turning: Turning) -> set[bytes]:
+        """Fingerprints of what is decided as it was seen: complete or refused."""
+        with self._db.read() as tx:
+            return {
+                _fingerprint(path, seen)
+                for _, path, seen, state in _beating(checkpoints.seen(tx), turning)
+                if state != CheckpointState.WAITING
+            }
+
+    def _hint_rest(self, prefix: str, unmet: set[bytes], turning: Turning) -> int:
+        """Look at what waits, and at what was refused and is gone; complete ones that are gone stay what they are."""
+        hinted = 0
+        with self._db.read() as tx:
+            for model, path, seen, state in _beating(checkpoints.seen(tx), turning):
+                gone = state == CheckpointState.REFUSED and _fingerprint(path, seen) in unmet
+                if (state == CheckpointState.WAITING or gone) and path.startswith(prefix):
+                    hinted += 1
+                    self._hint(Group(model, path))
+        return hinted
+
+    def _groups(self, prefix: str) -> Iterator[tuple[Group, str]]:
+        """Each group below the prefix with its listing's digest. A folder's objects come together, says the store."""
+        for group, items in groupby(self._placed(prefix), key=lambda pair: pair[0]):
+            hasher = blake3()
+            for _, info in items:
+                hasher.update(identity(info))
+            yield group, hasher.hexdigest(16)
+
+    def _placed(self, prefix: str) -> Iterator[tuple[Group, ObjectInfo]]:
+        for info in self._store.list(prefix):
+            place = self._layout.place(info.key)
+            if isinstance(place, Group):
+                yield place, info
+
+
+def _fingerprint(path: str, seen: str) -> bytes:
+    return blake3(f"{path}\0{seen}".encode()).digest(16)
+
+
+def _beating(rows: Iterable[tuple[str, str, str, str]], turning: Turning) -> Iterator[tuple[str, str, str, str]]:
+    for number, row in enumerate(rows):
+        if number % _BEAT == 0:
+            turning.beat()
+        yield row
