@@ -5,6 +5,7 @@
 
 It prints one JSON line. In the open loop a latency counts from the moment at which the request was due, so that a stall
 shows in every request that it delayed. The first `--skip` seconds are not counted.
+An interrupt ends the open loop early.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import json
 import re
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,8 +133,11 @@ async def open_loop(address: str, request: bytes, rate: float, seconds: float) -
         if status != b"lost":
             free.append(connection)
 
-    began = time.perf_counter()
+    began, stopped = time.perf_counter(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
     for number in range(int(rate * seconds)):
+        if stopped.is_set():
+            break
         due = began + number / rate
         if (ahead := due - time.perf_counter()) > 0:
             await asyncio.sleep(ahead)

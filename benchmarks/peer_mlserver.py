@@ -14,7 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-RUNTIME = '''
+RUNTIME = """
 import torch
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
@@ -34,7 +34,7 @@ class MLP(MLModel):
         with torch.inference_mode():
             y = self.net(torch.from_numpy(x)).numpy()
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", y)])
-'''
+"""
 
 
 def free_port() -> int:

@@ -101,9 +101,7 @@ def main() -> None:
         for context in contexts:  # one server at a time: two cores
             with context as server:
                 runs = {
-                    count: [
-                        measure(server, data / "body.json", count, options.seconds) for _ in range(options.rounds)
-                    ]
+                    count: [measure(server, data / "body.json", count, options.seconds) for _ in range(options.rounds)]
                     for count in (8, 1)
                 }
                 rows.append((server["name"], row(server, runs[8], runs[1])))
