@@ -164,13 +164,15 @@ def retry(tx: Session, claim: Claim, error: str, delay: float) -> None:
     events.record(tx, "job.retried", subject=f"job:{claim.job_id}", actor=claim.owner, reason=error)
 
 
-def release(tx: Session, claim: Claim, until: float) -> None:
+def release(tx: Session, claim: Claim, until: float, reason: str = "") -> None:
     """Queue it again at `until`, or at once when it was woken meanwhile; this attempt does not count as one.
 
     (The bound grows instead of the attempt shrinking: the fence must never repeat.) Raises FencedOut.
     """
     due = case((col(Job.not_before) > 0, col(Job.not_before)), else_=until)
-    values = {"state": JobState.QUEUED, "max_attempts": col(Job.max_attempts) + 1, "not_before": due}
+    values: dict[str, Any] = {"state": JobState.QUEUED, "max_attempts": col(Job.max_attempts) + 1, "not_before": due}
+    if reason:
+        values["reason"] = reason
     _fenced(tx, claim, {**values, **_NO_LEASE})
 
 

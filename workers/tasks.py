@@ -1,0 +1,127 @@
+"""The one task body, one breath: claim by id, run the stage, record what came out and what follows, send that.
+
+A message proves nothing: a job that is unknown, done, held by somebody else or not due does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import tenacity
+
+from weighbridge.registry import jobs, versions
+from weighbridge.registry.db import Database, Session, clock
+from weighbridge.registry.errors import FencedOut, Unavailable
+from weighbridge.registry.jobs import Claim
+from weighbridge.registry.lifecycle import Stage
+from weighbridge.registry.models import Job
+from weighbridge.registry.notify import Notifier
+from weighbridge.registry.recipe import Policy
+from weighbridge.storage.errors import AccessDenied, BucketNotFound, StorageFull, StorageUnavailable
+from weighbridge.workers import queue, rollout
+from weighbridge.workers.heartbeat import Heartbeat
+from weighbridge.workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+CURABLE = (StorageUnavailable, BucketNotFound, AccessDenied, StorageFull, Unavailable)
+"""What lies around the job, not in it: it waits, however long, and no attempt is used up."""
+_LONGEST_PAUSE = 60.0
+
+Recorder = Callable[[Session], None]
+"""Writes a stage's findings (artifact, metrics, gates, evidence) and finishes its job, within the given transaction."""
+
+
+class Stages(Protocol):
+    """The stages as this process can run them."""
+
+    def run(self, claim: Claim, heartbeat: Heartbeat) -> Recorder:
+        """Run the claim's stage. Raises for what a retry can cure, and FencedOut when the job went elsewhere."""
+        ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Runs jobs by id. Safe to use from several threads if its stages are."""
+
+    db: Database
+    notifier: Notifier
+    stages: Stages
+    settings: WorkerSettings
+    owner: str
+    """Names the process in leases and events."""
+    policies: tuple[Policy, ...] = ()
+    sender: queue.Sender | None = field(default=None)
+    """Where following jobs are sent at once; None leaves them to the daemon."""
+
+    def run_job(self, job_id: object) -> None:
+        """Run one job if it is there to run. Raises nothing that a message could cause."""
+        if not isinstance(job_id, int) or isinstance(job_id, bool):
+            logger.warning("a message without a job id was dropped")
+            return
+        try:
+            with self.db.transaction() as tx:
+                claim = jobs.claim(tx, job_id, self.owner, self.settings.lease_seconds)
+            if claim is not None:
+                self._follow(self._perform(claim))
+        except FencedOut as exc:
+            logger.info("discarded: %s", exc)
+        except Unavailable as exc:
+            logger.warning("job %s: %s; it is sent again", job_id, exc)
+
+    def _perform(self, claim: Claim) -> list[Job]:
+        try:
+            if claim.stage is Stage.ROLLOUT:
+                return rollout.perform(self.db, self.notifier, claim, self.policies)
+            with Heartbeat(self.db, claim, self.settings.lease_seconds, self.settings.stage_timeout) as heartbeat:
+                recorder = self.stages.run(claim, heartbeat)
+                return self._record(claim, recorder)
+        except FencedOut:
+            raise
+        except CURABLE as exc:
+            return self._record(claim, partial(self._wait, claim=claim, exc=exc))
+        except Exception as exc:
+            logger.exception(
+                "job %s, %s of %s %s, failed", claim.job_id, claim.stage, claim.subject_type, claim.subject_id
+            )
+            return self._record(claim, partial(self._retry, claim=claim, words=f"{type(exc).__name__}: {exc}"))
+
+    def _record(self, claim: Claim, recorder: Recorder) -> list[Job]:
+        """Findings, job and what follows from it in one transaction, tried again while the lease may last."""
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=tenacity.wait_random_exponential(0.1, max=2.0),
+            stop=tenacity.stop_after_delay(self.settings.lease_seconds),
+            reraise=True,
+        ):
+            with attempt, self.db.transaction() as tx:
+                recorder(tx)
+                if claim.subject_type != "version":
+                    return []
+                return versions.advance(tx, claim.subject_id, actor=f"job:{claim.job_id}", policies=self.policies)
+        raise AssertionError("tenacity ends by returning or raising")
+
+    def _wait(self, tx: Session, claim: Claim, exc: Exception) -> None:
+        logger.warning("job %s waits: %s", claim.job_id, exc)
+        jobs.release(tx, claim, clock(tx) + self._pause(claim), f"waits: {exc}")
+
+    def _retry(self, tx: Session, claim: Claim, words: str) -> None:
+        """A version whose attempts are used up fails closed; a rollout never loses its next step."""
+        if claim.stage is Stage.ROLLOUT:
+            jobs.release(tx, claim, clock(tx) + self._pause(claim), words)
+        else:
+            jobs.retry(tx, claim, words, self._pause(claim))
+
+    def _pause(self, claim: Claim) -> float:
+        return float(min(self.settings.retry_seconds * 2 ** min(claim.attempt - 1, 16), _LONGEST_PAUSE))
+
+    def _follow(self, following: list[Job]) -> None:
+        """Send first, ring then: the daemon finds them sent."""
+        if self.sender is not None and following:
+            queue.send(self.db, self.sender, following)
+        for topic in ("jobs", "events", "hosts"):
+            self.notifier.ring(topic)
