@@ -1,0 +1,326 @@
+"""`Client`: everything the registry can tell and do, typed, synchronous, light to import.
+
+Every call raises the errors of `registry.errors`, as the registry raised them; Unavailable when it does not answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+from weighbridge.registry import client_download, client_feed
+from weighbridge.registry.client_download import Progress
+from weighbridge.registry.client_feed import ENDED, quoted
+from weighbridge.registry.client_http import Http
+from weighbridge.registry.errors import Conflict
+from weighbridge.registry.schemas import (
+    Alias,
+    AliasTarget,
+    Checkpoint,
+    Decision,
+    Desired,
+    Enrolled,
+    Enrolment,
+    Event,
+    Host,
+    Model,
+    NewTemplate,
+    NewToken,
+    Observed,
+    Rollout,
+    RolloutStart,
+    Status,
+    TagValue,
+    Template,
+    Token,
+    TokenWish,
+    Version,
+    VersionDetail,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8400"
+
+Verb = Literal["pause", "resume", "abort", "promote", "approve"]
+
+
+class Client:
+    """One registry. Thread-safe; close it, or use it as a context manager.
+
+    `url` and `token` default to WEIGHBRIDGE_URL (else http://127.0.0.1:8400) and WEIGHBRIDGE_TOKEN. `timeout` is in
+    seconds: to connect, and between two reads. Reads and idempotent writes are tried again for a short while.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        url = url or os.environ.get("WEIGHBRIDGE_URL") or DEFAULT_URL
+        self._http = Http(url, token or os.environ.get("WEIGHBRIDGE_TOKEN"), timeout, transport)
+
+    @property
+    def url(self) -> str:
+        return self._http.url
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- models and versions
+
+    def models(self) -> Iterator[Model]:
+        """Every model, by name; pages are fetched as they are needed."""
+        return self._http.pages(Model, "/v1/models")
+
+    def model(self, name: str) -> Model:
+        return self._http.get(Model, f"/v1/models/{quoted(name)}")
+
+    def versions(self, model: str | None = None, status: str | None = None) -> Iterator[Version]:
+        """Versions, newest first; of one model, of one status, or all."""
+        return self._http.pages(Version, "/v1/versions", model=model, status=status)
+
+    def version(self, model: str, selector: int | str = "latest") -> VersionDetail:
+        """One version whole, by number, alias or `latest`."""
+        return client_feed.detail(self._http, model, selector)
+
+    def wait(
+        self,
+        model: str,
+        *,
+        version: int | str | None = None,
+        path: str | None = None,
+        until: Collection[str] = ENDED,
+        timeout: float | None = None,
+    ) -> VersionDetail:
+        """Wait until a version (or the newest one of a checkpoint's path) has a status of `until`, or ended otherwise.
+
+        `timeout` in seconds. Raises TimeoutError, saying what it waits for.
+        """
+        return client_feed.wait(self._http, model, version=version, path=path, until=until, timeout=timeout)
+
+    def rejudge(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
+        """Judge an ended version anew, by the newest recipe and evaluation set."""
+        return self._version_verb(model, version, "rejudge", reason)
+
+    def archive(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
+        """Put a version away for good; a fleet that serves it goes back."""
+        return self._version_verb(model, version, "archive", reason)
+
+    def _version_verb(self, model: str, version: int | str, verb: str, reason: str) -> VersionDetail:
+        path = f"/v1/models/{quoted(model)}/versions/{quoted(str(version))}/{verb}"
+        return VersionDetail.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
+
+    def aliases(self, model: str) -> Iterator[Alias]:
+        return self._http.pages(Alias, f"/v1/models/{quoted(model)}/aliases")
+
+    def set_alias(self, model: str, name: str, version: int, *, revision: int | None = None) -> Alias:
+        """Point an alias at a version. With `revision`, only if it is still at that one (0: only if it is new)."""
+        path = f"/v1/models/{quoted(model)}/aliases/{quoted(name)}"
+        answer = self._http.send("PUT", path, body=AliasTarget(version=version), revision=revision)
+        return Alias.model_validate_json(answer.content)
+
+    def delete_alias(self, model: str, name: str, *, revision: int | None = None) -> None:
+        self._http.send("DELETE", f"/v1/models/{quoted(model)}/aliases/{quoted(name)}", revision=revision)
+
+    def set_tag(self, model: str, key: str, value: str, *, version: int | None = None) -> None:
+        """Write a tag of a model, or of one of its versions."""
+        self._http.send("PUT", _tag(model, key, version), body=TagValue(value=value))
+
+    def delete_tag(self, model: str, key: str, *, version: int | None = None) -> None:
+        self._http.send("DELETE", _tag(model, key, version))
+
+    def checkpoints(self, model: str | None = None, state: str | None = None) -> Iterator[Checkpoint]:
+        """What lies in the bucket and is no version (yet), and why: newest first. `state`: waiting or refused."""
+        return self._http.pages(Checkpoint, "/v1/checkpoints", model=model, state=state)
+
+    # --- bytes
+
+    def download(
+        self,
+        model: str,
+        version: int | str,
+        dest: Path | str,
+        variant: str = "original",
+        progress: Progress | None = None,
+    ) -> Path:
+        """Put the files of a version's variant into the folder `dest`, each verified; return the folder.
+
+        Files that are there already are kept, a broken download goes on. Raises NotFound, Conflict while there is no
+        artifact, DigestMismatch.
+        """
+        found = next((v for v in self.version(model, version).variants if v.name == variant), None)
+        if found is None or found.artifact_digest is None:
+            raise Conflict(f"version {version} of {model} has no artifact {variant} (yet): see its status")
+        return client_download.artifact(self._http, found.artifact_digest, Path(dest), progress)
+
+    def blob(self, digest: str) -> bytes:
+        """A small blob, verified."""
+        return client_download.blob(self._http, digest)
+
+    def stream_blob(self, digest: str, offset: int = 0) -> Iterator[bytes]:
+        """A blob's bytes from `offset` on, unverified; close the iterator to stop early."""
+        return client_download.stream(self._http, digest, offset)
+
+    # --- events and status
+
+    def events(
+        self,
+        after: int = 0,
+        limit: int | None = None,
+        *,
+        model: str | None = None,
+        kinds: Collection[str] | None = None,
+        wait: float = 0.0,
+    ) -> list[Event]:
+        """One page of the events behind `after`, in order. With `wait`, waits so many seconds for the first."""
+        return client_feed.events(self._http, after, limit=limit, model=model, kinds=kinds, wait=wait).items
+
+    def watch(
+        self, after: int | None = None, *, model: str | None = None, kinds: Collection[str] | None = None
+    ) -> Iterator[Event]:
+        """Every event behind `after` (None: from now on), for ever; survives a registry that is away.
+
+        To go on later, give the last event's `seq` as `after`.
+        """
+        return client_feed.watch(self._http, after, model=model, kinds=kinds)
+
+    def status(self) -> Status:
+        return self._http.get(Status, "/v1/status")
+
+    def policies(self) -> list[dict[str, Any]]:
+        """The operator's policies, in the order in which they are matched."""
+        answer: list[dict[str, Any]] = self._http.send("GET", "/v1/policies").json()
+        return answer
+
+    # --- templates
+
+    def templates(self) -> Iterator[Template]:
+        return self._http.pages(Template, "/v1/templates")
+
+    def template(self, name: str) -> Template:
+        return self._http.get(Template, f"/v1/templates/{quoted(name)}")
+
+    def add_template(
+        self,
+        name: str,
+        path: Path | str,
+        *,
+        fingerprint: str,
+        parameters: Mapping[str, Any],
+        inputs: list[dict[str, Any]],
+        outputs: list[dict[str, Any]],
+    ) -> Template:
+        """Upload a template's `.pt2` and register it. The registry never loads it. Raises Conflict, Forbidden."""
+        digest = client_download.upload(self._http, Path(path))
+        new = NewTemplate(
+            name=name,
+            digest=digest,
+            fingerprint=fingerprint,
+            parameters=dict(parameters),
+            inputs=inputs,
+            outputs=outputs,
+        )
+        return Template.model_validate_json(self._http.send("POST", "/v1/templates", body=new).content)
+
+    # --- rollouts
+
+    def rollouts(self, model: str | None = None, *, going: bool = False) -> Iterator[Rollout]:
+        """Rollouts, newest first, without their steps. `going`: only those that have not ended."""
+        return self._http.pages(Rollout, "/v1/rollouts", model=model, going=going or None)
+
+    def rollout(self, rollout_id: int) -> Rollout:
+        """One rollout with its steps."""
+        return self._http.get(Rollout, f"/v1/rollouts/{rollout_id}")
+
+    def start_rollout(
+        self, model: str, version: int | None = None, *, settings: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> Rollout:
+        """Roll out a version (None: the newest ready one). `settings` override the recipe's within the policy."""
+        start = RolloutStart(model=model, version=version, settings=dict(settings or {}), reason=reason)
+        return Rollout.model_validate_json(self._http.send("POST", "/v1/rollouts", body=start).content)
+
+    def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "") -> Rollout:
+        """A person's decision. `actor` counts only on an open registry; elsewhere the token's name does."""
+        body = Decision(reason=reason, actor=actor)
+        return Rollout.model_validate_json(
+            self._http.send("POST", f"/v1/rollouts/{rollout_id}/{verb}", body=body).content
+        )
+
+    def pause(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
+        return self.decide(rollout_id, "pause", reason, actor)
+
+    def resume(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
+        return self.decide(rollout_id, "resume", reason, actor)
+
+    def abort(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
+        """End the rollout; its hosts go back to what they served before."""
+        return self.decide(rollout_id, "abort", reason, actor)
+
+    def promote(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
+        """Skip the rest of the bake."""
+        return self.decide(rollout_id, "promote", reason, actor)
+
+    def approve(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
+        return self.decide(rollout_id, "approve", reason, actor)
+
+    # --- hosts, as people see them
+
+    def hosts(self) -> Iterator[Host]:
+        return self._http.pages(Host, "/v1/hosts")
+
+    def host(self, host_id: str) -> Host:
+        return self._http.get(Host, f"/v1/hosts/{quoted(host_id)}")
+
+    def retire(self, host_id: str, reason: str = "") -> Host:
+        """Take a host out for good."""
+        path = f"/v1/hosts/{quoted(host_id)}/retire"
+        return Host.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
+
+    # --- hosts, as they speak for themselves (docs/host-protocol.md)
+
+    def enrol(self, enrolment: Enrolment) -> Enrolled:
+        """Register this process as a host's newest. Not tried again: the token may be used up by the first try."""
+        return Enrolled.model_validate_json(self._http.send("POST", "/v1/hosts", body=enrolment).content)
+
+    def desired(self, host_id: str, after: int = -1, wait: float = 0.0) -> Desired:
+        """What the host should hold: as soon as its revision is over `after`, at the latest after `wait` seconds."""
+        params = {"after": after, "wait": wait}
+        answer = self._http.send("GET", f"/v1/hosts/{quoted(host_id)}/desired", params=params, wait=wait)
+        return Desired.model_validate_json(answer.content)
+
+    def observed(self, host_id: str, observed: Observed) -> None:
+        """Report what the host holds. Raises StaleEpoch when a newer process took over: end."""
+        self._http.send("PUT", f"/v1/hosts/{quoted(host_id)}/observed", body=observed)
+
+    # --- tokens
+
+    def create_token(self, role: str, name: str = "", *, ttl: float | None = None, host_id: str | None = None) -> str:
+        """Create a token that lives `ttl` seconds (None: until revoked); it is never shown again."""
+        wish = TokenWish(role=role, name=name, ttl=ttl, host_id=host_id)
+        return NewToken.model_validate_json(self._http.send("POST", "/v1/tokens", body=wish).content).token
+
+    def tokens(self) -> Iterator[Token]:
+        return self._http.pages(Token, "/v1/tokens")
+
+    def revoke_token(self, token_id: int) -> None:
+        self._http.send("DELETE", f"/v1/tokens/{token_id}")
+
+
+def _tag(model: str, key: str, version: int | None) -> str:
+    owner = f"/v1/models/{quoted(model)}" + (f"/versions/{version}" if version is not None else "")
+    return f"{owner}/tags/{quoted(key)}"

@@ -1,0 +1,108 @@
+"""Waiting without sleeping: the event feed tells when there is something to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from weighbridge.registry.client_http import Http, patiently
+from weighbridge.registry.errors import NotFound
+from weighbridge.registry.schemas import Checkpoint, Event, Page, Version, VersionDetail
+
+POLL_SECONDS: Final = 30.0
+"""Longest wait of one call."""
+ENDED: Final = frozenset({"ready", "rejected", "quarantined", "needs_binding", "superseded", "archived"})
+"""Statuses that no job changes by itself (but for the fast lane, where evaluation may still reject a ready version)."""
+
+
+def events(
+    http: Http,
+    after: int | None,
+    *,
+    limit: int | None = None,
+    model: str | None = None,
+    kinds: Collection[str] | None = None,
+    wait: float = 0.0,
+) -> Page[Event]:
+    """One page of the feed; `next` is where to go on, also when it is empty. Without `after`: from now on."""
+    params = {"after": after, "limit": limit, "model": model, "kind": sorted(kinds) if kinds else None, "wait": wait}
+    return Page[Event].model_validate_json(http.send("GET", "/v1/events", params=params, wait=wait).content)
+
+
+def watch(
+    http: Http, after: int | None, *, model: str | None = None, kinds: Collection[str] | None = None
+) -> Iterator[Event]:
+    """Every event behind `after`, for ever, none twice; goes on when the registry was away."""
+    cursor = _end(http) if after is None else after
+    while True:
+        page = patiently()(events, http, cursor, model=model, kinds=kinds, wait=POLL_SECONDS)
+        yield from page.items
+        cursor = _next(page)
+
+
+def wait(
+    http: Http,
+    model: str,
+    *,
+    version: int | str | None,
+    path: str | None,
+    until: Collection[str],
+    timeout: float | None,
+) -> VersionDetail:
+    """Return the version once its status is in `until`, or once it ended otherwise.
+
+    Raises TimeoutError, saying what it waits for. NotFound only for a numbered version: a path may come yet.
+    """
+    if (version is None) == (path is None):
+        raise ValueError("give either version or path")
+    look = (lambda: detail(http, model, version)) if version is not None else (lambda: _newest(http, model, path or ""))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    left: Callable[[], float | None] = lambda: None if deadline is None else max(deadline - time.monotonic(), 0.0)  # noqa: E731
+    cursor = patiently(left())(_end, http)
+    while True:
+        found = patiently(left())(look)
+        if found is not None and (found.status in until or found.status in ENDED):
+            return found
+        remaining = left()
+        if remaining == 0.0:
+            raise TimeoutError(_waits_for(http, model, path, found))
+        pause = POLL_SECONDS if remaining is None else min(remaining, POLL_SECONDS)
+        cursor = _next(patiently(remaining)(events, http, cursor, model=model, wait=pause))
+
+
+def detail(http: Http, model: str, selector: int | str) -> VersionDetail:
+    return http.get(VersionDetail, f"/v1/models/{quoted(model)}/versions/{quoted(str(selector))}")
+
+
+def quoted(part: str) -> str:
+    """A name as one part of a path."""
+    from urllib.parse import quote
+
+    return quote(part, safe="")
+
+
+def _newest(http: Http, model: str, path: str) -> VersionDetail | None:
+    """The newest version of a path, None while there is none."""
+    found = next(http.pages(Version, "/v1/versions", model=model, path=path, limit=1), None)
+    return None if found is None else detail(http, model, found.number)
+
+
+def _waits_for(http: Http, model: str, path: str | None, found: VersionDetail | None) -> str:
+    if found is not None:
+        running = ", ".join(f"{job.stage} {job.state}" for job in found.jobs if job.state in ("queued", "running"))
+        return f"version {found.number} of {model} is still {found.status}" + (running and f" ({running})")
+    waiting = next((row for row in http.pages(Checkpoint, "/v1/checkpoints", model=model) if row.path == path), None)
+    if waiting is None:
+        return f"no checkpoint {path} of {model} was seen in the bucket yet"
+    return f"checkpoint {path} of {model} is {waiting.state}: {waiting.reason}"
+
+
+def _end(http: Http) -> int:
+    return _next(events(http, None, limit=1))
+
+
+def _next(page: Page[Event]) -> int:
+    if page.next is None:
+        raise NotFound("cursor", "in the event feed's answer")
+    return int(page.next)
