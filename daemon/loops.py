@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 AWAY = (Unavailable, StorageUnavailable, AccessDenied, BucketNotFound)
 """A part that is away, which is no fault of ours: said in one line, without a traceback."""
-BACKOFF_FIRST, BACKOFF_MAX = 0.5, 30.0
+BACKOFF_FIRST, BACKOFF_MAX = 0.5, 10.0
 """Seconds before a failed turn is tried again: the first time, and at most (doubled each time)."""
 
 
@@ -46,12 +46,12 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a loop fares. `turned` and `advanced` are seconds since its last turn ended and since the last good one."""
+    """How a loop fares. `late`: seconds since its turn was due or gave its last sign of life; 0 while it rests."""
 
     name: str
-    turned: float
-    advanced: float
+    late: float
     failing: str = ""
+    """The error of its last turn; empty when that was good."""
 
 
 class Idle:
@@ -70,7 +70,7 @@ class Loop:
         self.name = step.name
         self._step, self._clock = step, clock
         self._wake, self._stop, self._lock = threading.Event(), threading.Event(), threading.Lock()
-        self._turned = self._advanced = clock()
+        self._due = clock()
         self._failing, self._backoff, self._since = "", 0.0, 0.0
         self._threads = [
             threading.Thread(target=self._run, name=f"{step.name}-{number}", daemon=True) for number in range(threads)
@@ -81,7 +81,7 @@ class Loop:
         return self._stop.is_set()
 
     def beat(self) -> None:
-        self._turned = self._advanced = self._clock()
+        self._due = self._clock()
 
     def start(self) -> None:
         for thread in self._threads:
@@ -104,8 +104,7 @@ class Loop:
         return not any(thread.is_alive() for thread in self._threads)
 
     def health(self) -> Health:
-        now = self._clock()
-        return Health(self.name, now - self._turned, now - self._advanced, self._failing)
+        return Health(self.name, max(0.0, self._clock() - self._due), self._failing)
 
     def turn(self) -> float:
         """One turn; the pause after it in seconds."""
@@ -119,7 +118,7 @@ class Loop:
             if self._failing:
                 log.info("%s: goes on after %.1f s (%s)", self.name, self._clock() - self._since, self._failing)
             self._failing, self._backoff = "", 0.0
-            self.beat()
+            self._due = self._clock() + pause
         return pause
 
     def _failed(self, error: Exception, *, expected: bool) -> float:
@@ -130,8 +129,8 @@ class Loop:
             if message != self._failing:
                 log.warning("%s: %s; it tries again until that is cured", self.name, message, exc_info=not expected)
             self._failing = message
-            self._turned = self._clock()
             self._backoff = min(max(self._backoff * 2, BACKOFF_FIRST), BACKOFF_MAX)
+            self._due = self._clock() + self._backoff
             return self._backoff
 
     def _run(self) -> None:
