@@ -12,14 +12,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from sqlalchemy import and_, exists, func
+from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
 from weighbridge.registry import champion, events, jobs, lifecycle
 from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, Invalid, NotFound
-from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, JobState, RolloutStatus, Stage, VersionStatus
+from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, Stage, VersionStatus
 from weighbridge.registry.models import Job, Model, Rollout, RolloutStep, Version
 from weighbridge.registry.models import Recipe as RecipeRow
 from weighbridge.registry.recipe import NO_POLICY, Policy, Recipe, RolloutSettings, effective, policy_for
@@ -125,19 +125,6 @@ def withdraw(tx: Session, version: Version, reason: str) -> None:
 def converge_champion(tx: Session) -> list[str]:
     """Repair drift: give every host that joined a fleet what the fleet serves. Returns the ids of the hosts changed."""
     return champion.converge(tx)
-
-
-def revive(tx: Session) -> list[Job]:
-    """Give rollouts under way that lost their next job (its attempts were used up) a new one; return those jobs."""
-    mine = and_(col(Job.subject_type) == "rollout", col(Job.subject_id) == col(Rollout.id))
-    waiting = exists().where(mine, col(Job.state).in_([JobState.QUEUED, JobState.RUNNING]))
-    stuck = select(Rollout).where(col(Rollout.status).in_(ACTIVE_ROLLOUT), ~waiting)
-    revived: list[Job] = []
-    for rollout in tx.scalars(stuck.with_for_update(skip_locked=True)).all():
-        add_step(tx, rollout, "revive", {})
-        if (job := next_job(tx, rollout)) is not None:
-            revived.append(job)
-    return revived
 
 
 def find(tx: Session, rollout_id: int) -> Rollout:

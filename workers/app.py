@@ -52,10 +52,13 @@ def make_app(broker: BrokerSettings, worker: WorkerSettings | None = None) -> Ce
     check_broker(broker)
     worker = worker or WorkerSettings()
     app = Celery("weighbridge", broker=broker.url.get_secret_value(), set_as_current=False)
-    exchange = Exchange(broker.channel, type="direct", durable=True)
+    exchange = Exchange(broker.channel, type="direct", durable=True)  # type: ignore[no-untyped-call]
     names = [queue_name(broker, queue) for queue in QUEUES]
     app.conf.update(
-        task_queues=[Queue(name, exchange, routing_key=name, durable=True) for name in names],
+        task_queues=[
+            Queue(name, exchange, routing_key=name, durable=True)  # type: ignore[no-untyped-call]
+            for name in names
+        ],
         task_default_queue=names[0],
         task_default_exchange=broker.channel,
         task_default_routing_key=names[0],

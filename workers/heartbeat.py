@@ -1,4 +1,4 @@
-"""The heartbeat of a running job: a thread that prolongs its lease until the stage ends, its time is up, or it is lost."""
+"""The heartbeat of a running job: a thread prolongs its lease until the stage ends, time is up, or it is lost."""
 
 from __future__ import annotations
 

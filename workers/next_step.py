@@ -268,7 +268,7 @@ def _returning(rollout: RolloutView, seen: Observations) -> Wait | Finish:
 
 
 def _returned(host: HostSeen, rollout: RolloutView) -> bool:
+    """A host without slots of a model reports nothing of it."""
     if rollout.back is not None:
         return _live(host, rollout.back)
-    gone = all(slot.artifact != rollout.artifact for slot in host.slots)
-    return host.observed_generation == host.generation and gone
+    return all(slot.artifact != rollout.artifact for slot in host.slots)

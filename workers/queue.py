@@ -30,6 +30,7 @@ _SHORT: dict[str, Any] = {
     "retry_on_timeout": False,
     "max_retries": 1,
     "interval_start": 0,
+    "interval_start": 0,
     "interval_step": 0,
     "interval_max": 0,
 }
@@ -126,9 +127,17 @@ def make_sender(broker: BrokerSettings, run: Run | None = None) -> Sender:
 
 
 def send(db: Database, sender: Sender, wanted: Sequence[Job]) -> int:
-    """Send due jobs whose insertion is committed and mark them sent; return how many the broker took."""
+    """Send due jobs whose insertion is committed; return how many the broker took. The others count as unsent.
+
+    Marked first: one claimed and queued again before its mark would count as sent when it is due the next time.
+    """
+    ids = [job.id for job in wanted if job.id is not None]
+    if not ids:
+        return 0
+    with db.transaction() as tx:
+        jobs.mark_sent(tx, ids)
     taken = sender.publish(wanted)
-    if taken:
+    if left := sorted(set(ids) - set(taken)):
         with db.transaction() as tx:
-            jobs.mark_sent(tx, taken)
+            jobs.mark_unsent(tx, left)
     return len(taken)

@@ -1,0 +1,141 @@
+"""One Celery process: waits until broker and database answer, then takes job ids from its queues.
+
+Validation and evaluation run in a pool of child processes, each with torch loaded before its first job; rollout steps
+run in this process itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tenacity
+from celery import Celery
+from celery.signals import worker_process_init, worker_process_shutdown
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from weighbridge.registry.db import Database
+from weighbridge.registry.errors import Unavailable
+from weighbridge.registry.notify import open_notifier
+from weighbridge.workers.app import TASK, make_app, queue_name
+from weighbridge.workers.queue import make_sender
+from weighbridge.workers.tasks import Stages, Worker
+
+if TYPE_CHECKING:
+    from weighbridge.workers.run import OpenStages, RunSettings
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 0.5
+"""Seconds between two tries of a broker or database that is away."""
+
+
+def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner: str) -> int:
+    """Take jobs until SIGTERM (running ones are finished) or until the broker dies; return the exit status."""
+    app = make_app(settings.broker, settings.worker_settings)
+    _until_there("database", lambda: _check_database(settings))
+    _until_there("broker", lambda: _check_broker(app))
+    process = _Process(settings, stages, owner)
+    app.task(process.run_job, name=TASK)
+    pooled = tuple(queues) != ("control",)
+    if pooled:
+        worker_process_init.connect(process.open, weak=False)
+        worker_process_shutdown.connect(process.close, weak=False)
+        process.preload()
+    else:
+        process.open(control=True)
+    logger.info("worker: taking jobs of %s", ", ".join(queues))
+    worker = app.Worker(
+        hostname=f"{'+'.join(queues)}@{owner}",
+        queues=[queue_name(settings.broker, queue) for queue in queues],
+        pool="prefork" if pooled else "solo",
+        concurrency=settings.worker_settings.concurrency if pooled else 1,
+        without_mingle=True,
+        without_gossip=True,
+        quiet=True,
+    )
+    worker.start()
+    process.close()
+    return int(worker.exitcode or 0)
+
+
+class _Process:
+    """What one process of the pool holds open between jobs. Opened after the fork, never before."""
+
+    def __init__(self, settings: RunSettings, stages: OpenStages, owner: str) -> None:
+        self._settings, self._stages, self._owner = settings, stages, owner
+        self._worker: Worker | None = None
+
+    def preload(self) -> None:
+        """Import what the stages need once, in the parent: forked children have it at once."""
+        if not self._settings.worker_settings.device.startswith("cuda"):
+            from weighbridge.workers.run import torch_stages
+
+            if self._stages is torch_stages:
+                import weighbridge.workers.stages  # noqa: F401
+
+    def open(self, *, control: bool = False, **_: Any) -> None:
+        settings = self._settings
+        self._worker = Worker(
+            db=Database(settings.database_url),
+            notifier=open_notifier(settings.broker.url, settings.broker.channel),
+            stages=_NoStages() if control else self._stages(settings),
+            settings=settings.worker_settings,
+            owner=f"{self._owner}:{os.getpid()}",
+            policies=settings.policies,
+            sender=make_sender(settings.broker),
+        )
+
+    def close(self, **_: Any) -> None:
+        if (worker := self._worker) is not None:
+            self._worker = None
+            if worker.sender is not None:
+                worker.sender.close()
+            worker.notifier.close()
+            worker.db.close()
+
+    def run_job(self, job_id: object = None) -> None:
+        """The task body."""
+        assert self._worker is not None, "the pool's process was opened by worker_process_init"
+        self._worker.run_job(job_id)
+
+
+class _NoStages(Stages):
+    """The control process runs rollout steps only."""
+
+    def run(self, claim: Any, heartbeat: Any) -> Any:
+        raise RuntimeError(f"job {claim.job_id}: stage {claim.stage} arrived on the control queue")
+
+
+def _until_there(what: str, check: Callable[[], None]) -> None:
+    """Wait for a part that is away, saying so every ten seconds."""
+    said = 0
+
+    def say(state: tenacity.RetryCallState) -> None:
+        nonlocal said
+        if state.seconds_since_start is not None and state.seconds_since_start >= said * 10:
+            said += 1
+            outcome = state.outcome.exception() if state.outcome else None
+            logger.warning("worker: waiting for the %s: %s", what, outcome)
+
+    tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type((Unavailable, OperationalError, RedisError, OSError)),
+        wait=tenacity.wait_fixed(_PATIENCE),
+        before_sleep=say,
+    )(check)
+
+
+def _check_database(settings: RunSettings) -> None:
+    database = Database(settings.database_url)
+    try:
+        database.check()
+    finally:
+        database.close()
+
+
+def _check_broker(app: Celery) -> None:
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
