@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -21,7 +22,14 @@ from watchdog.events import (
 )
 from watchdog.observers.api import DEFAULT_OBSERVER_TIMEOUT, BaseObserver
 from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
-from watchdog.observers.inotify_c import InotifyEvent, InotifyFD
+from watchdog.observers.inotify_c import (
+    CallbackId,
+    InotifyEvent,
+    InotifyFD,
+    Mask,
+    WatchCallback,
+    WatchDescriptor,
+)
 
 from weighbridge.storage.errors import BucketNotFound, StorageUnavailable
 from weighbridge.storage.events import Kind, ObjectEvent, Sink
@@ -158,6 +166,22 @@ class _NoticingFD(InotifyFD):
     def __init__(self, on_overflow: Callable[[], None]) -> None:
         super().__init__()
         self._on_overflow = on_overflow
+
+    def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
+        """Watch one folder; a second time for the same one is fine.
+
+        A folder made while its parent is being added is added twice, rightly. watchdog warns of that at length, and
+        where warnings are errors its reader dies of it. It also passes over folders that it cannot watch, silently.
+        """
+        try:
+            with self._lock:
+                watch = self._get_or_create_watch(path, mask)
+                watch.callbacks[id_] = callback
+                return watch.wd
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                log.warning("cannot watch %s: %s; only listings see what is in it", os.fsdecode(path), error.strerror)
+            raise
 
     def handle_event(self, event: InotifyEvent) -> None:
         super().handle_event(event)

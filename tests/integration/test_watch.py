@@ -106,6 +106,18 @@ def test_an_overflow_of_the_queue_is_a_rescan(watch: FolderWatch, heard: Heard) 
     heard.wait(Kind.CREATED, "after.json")
 
 
+def test_a_folder_that_is_added_twice_does_not_end_the_watch(watch: FolderWatch, heard: Heard) -> None:
+    """A folder made while its parent is added is seen twice by watchdog: no warning, which here is an error."""
+    assert watch._observer is not None
+    (watch.root / "run-1").mkdir()
+    heard.wait(Kind.RESCAN, "run-1/")
+    reader = watch._observer._inotify_fd
+    (id_, callback), *_ = next(iter(reader._watch_for_wd.values())).callbacks.items()
+    reader.add_callback(os.fsencode(watch.root / "run-1"), InotifyConstants.IN_CREATE, callback, id_)
+    (watch.root / "run-1" / "a.json").write_bytes(b"{}")
+    heard.wait(Kind.CREATED, "run-1/a.json")
+
+
 def test_a_failing_sink_does_not_end_the_watch(root: Path, heard: Heard, caplog: pytest.LogCaptureFixture) -> None:
     """An exception of the sink is logged; later events come."""
     broken = threading.Event()
@@ -159,7 +171,7 @@ def test_a_folder_that_cannot_be_watched_says_why(root: Path, heard: Heard, monk
     def no_watches(*args: object) -> int:
         raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr("watchdog.observers.inotify_c.InotifyFD.add_callback", no_watches)
+    monkeypatch.setattr("watchdog.observers.inotify_c.InotifyFD._get_or_create_watch", no_watches)
     before = threading.active_count()
     with pytest.raises(StorageUnavailable, match="max_user_watches"):
         FolderWatch(root, heard).start()
