@@ -38,7 +38,7 @@ def test_partial_indexes_are_partial(database_url: str) -> None:
         "postgresql": "SELECT indexname, indexdef FROM pg_indexes",
     }
     with engine.connect() as connection:
-        made = dict(connection.execute(text(catalogue[engine.dialect.name])).all())
+        made: dict[str, str] = dict(connection.execute(text(catalogue[engine.dialect.name])).all())
     engine.dispose()
     assert "WHERE" in made["uq_rollout_active"]
     assert "rolling_back" in made["uq_rollout_active"]
