@@ -16,8 +16,9 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weighbridge.hosts.background import Background, yield_processor
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited end of the parent's socket pair")
     parser.add_argument("--engine", required=True, help="module:function that loads an artifact")
-    parser.add_argument("--preload", action="append", default=[], help="a module to import while still a spare")
+    parser.add_argument("--preload", default="", help="module:function to call while still a spare")
     parser.add_argument("--body-limit", type=int, required=True, help="bytes a body may decompress to")
     arguments = parser.parse_args()
     _die_with_parent()
@@ -57,10 +58,15 @@ def main() -> None:
 def _runner(arguments: argparse.Namespace, background: Background) -> Runner:
     from weighbridge.hosts.runner import Runner
 
-    for module in arguments.preload:
-        import_module(module)
-    module, _, name = arguments.engine.partition(":")
-    return Runner(getattr(import_module(module), name), background, body_limit=arguments.body_limit)
+    if arguments.preload:
+        _named(arguments.preload)()
+    return Runner(_named(arguments.engine), background, body_limit=arguments.body_limit)
+
+
+def _named(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
 
 
 def _die_with_parent() -> None:

@@ -26,10 +26,10 @@ INHERITED = (
 
 @dataclass(frozen=True)
 class ChildProgram:
-    """What an engine child runs: how it loads, what a spare imports beforehand, its own variables."""
+    """What an engine child runs, as `module:function`: how it loads, what a spare does before; its own variables."""
 
     engine: str = "weighbridge.engines.load:load"
-    preload: tuple[str, ...] = ("weighbridge.engines.torch_engine",)
+    preload: str = "weighbridge.engines.warm:warm"
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -148,7 +148,7 @@ def _spawn(fd: int, settings: HostSettings, program: ChildProgram) -> subprocess
     """
     command = [sys.executable, "-m", "weighbridge.hosts.child", "--fd", str(fd)]
     command += ["--engine", program.engine, "--body-limit", str(settings.max_body_bytes)]
-    command += [f"--preload={module}" for module in program.preload]
+    command += ["--preload", program.preload]
     return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=_environment(settings, program))
 
 

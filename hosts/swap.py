@@ -102,9 +102,7 @@ class Swapper:
         child = await self._spares.take()
         try:
             await child.ask(Kind.LOAD, self._load_order(slot.spec), timeout=self._settings.load_seconds)
-            await child.ask(
-                Kind.GOLDEN, {"rounds": self._settings.warm_up}, timeout=self._settings.load_seconds
-            )
+            await child.ask(Kind.GOLDEN, {"rounds": self._settings.warm_up}, timeout=self._settings.load_seconds)
         except BaseException as exc:
             await child.end(grace=0)
             if isinstance(exc, HostError):
