@@ -92,19 +92,20 @@ def test_many_at_once_download_once(cache: BlobCache) -> None:
 
 def test_after_a_wrong_download_the_waiting_caller_starts_anew(cache: BlobCache) -> None:
     """Whoever waited for a download that was thrown away does not write into the deleted file."""
-    waiting = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def wrong(start: int) -> IO[bytes]:
-        waiting.wait(10)
+        begun.set()
+        assert go_on.wait(10)
         return io.BytesIO(b"wrong")
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.ensure, DIGEST, wrong)
+        assert begun.wait(10)
         second = pool.submit(cache.ensure, DIGEST, lambda start: io.BytesIO(DATA[start:]))
-        waiting.set()
+        go_on.set()
         with pytest.raises(DigestMismatch):
             first.result(10)
-        # It came first and finished, or second and started over; either way it is whole.
         assert second.result(10).read_bytes() == DATA
 
 
