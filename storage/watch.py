@@ -60,11 +60,13 @@ class FolderWatch:
         self.root = Path(os.path.abspath(root))
         self._sink = sink
         self._observer: _Observer | None = None
+        self._watched: os.stat_result | None = None
 
     def start(self) -> FolderWatch:
         """Watch from here on; what is there already is a `rescan`. Raises BucketNotFound, StorageUnavailable."""
         if not self.root.is_dir():
             raise BucketNotFound(f"there is no folder {self.root} to watch")
+        watched = self.root.stat()
         observer = _Observer(lambda: self._tell(Kind.RESCAN, ""))
         try:
             observer.schedule(_Handler(self), str(self.root), recursive=True, event_filter=_WANTED)
@@ -75,7 +77,7 @@ class FolderWatch:
                 f"cannot watch {self.root}: {error.strerror}; "
                 "inotify's limits are in /proc/sys/fs/inotify (max_user_watches, max_user_instances)"
             ) from error
-        self._observer = observer
+        self._observer, self._watched = observer, watched
         self._tell(Kind.RESCAN, "")
         return self
 
@@ -89,7 +91,7 @@ class FolderWatch:
     @property
     def alive(self) -> bool:
         """Whether events still come."""
-        return self._observer is not None and self._observer.is_whole() and self.root.is_dir()
+        return self._observer is not None and self._observer.is_whole() and self._is_there()
 
     def ensure(self) -> bool:
         """Start anew if the watch died; return whether it had to. Raises BucketNotFound while there is no folder."""
@@ -113,6 +115,13 @@ class FolderWatch:
         key = os.path.relpath(os.fsdecode(path), self.root)
         if is_valid(key):
             self._tell(kind, f"{key}/" if folder else key)
+
+    def _is_there(self) -> bool:
+        """Whether the path still names the folder that is watched: inotify follows one that was moved away."""
+        try:
+            return self._watched is not None and os.path.samestat(self._watched, self.root.stat())
+        except OSError:
+            return False
 
     def _tell(self, kind: Kind, key: str) -> None:
         try:

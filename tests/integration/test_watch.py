@@ -152,6 +152,16 @@ def test_a_dead_watch_is_noticed_and_started_anew(watch: FolderWatch, heard: Hea
     heard.wait(Kind.CREATED, "a.json")
 
 
+def test_a_folder_that_was_swapped_is_noticed(watch: FolderWatch, heard: Heard) -> None:
+    """A folder moved away with another put in its place: the new one is watched."""
+    watch.root.rename(watch.root.with_name("old"))
+    watch.root.mkdir()
+    assert not watch.alive
+    assert watch.ensure() is True
+    (watch.root / "a.json").write_bytes(b"{}")
+    heard.wait(Kind.CREATED, "a.json")
+
+
 def test_a_dead_thread_is_noticed(watch: FolderWatch, heard: Heard) -> None:
     """A watch whose reader thread ended is not alive, though the folder is there."""
     assert watch._observer is not None
