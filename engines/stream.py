@@ -1,0 +1,205 @@
+"""One pass over a safetensors file: finiteness and statistics of every tensor, in constant memory, as bytes flow by.
+
+`Inspector` is a stream around a stream: whoever reads it (a digest, a copy into a blob) gets the bytes unchanged while
+a second thread looks at them. Every byte is looked at once; beside the reader's own buffer it holds 4 MiB.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from weighbridge.storage.safetensors_header import Header, TensorInfo
+from weighbridge.storage.streaming import read_into
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_FLOATS: Mapping[str, torch.dtype] = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.float32,  # as pairs
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+"""The safetensors dtypes that hold non-finite values; F4 and F6 have none, nor have integers."""
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_BLOCK = 1 << 20
+"""Elements of one look, whatever buffer the reader brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """What one pass tells of a tensor. `minimum` to `rms` are None where it holds no finite float."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    nonfinite: int
+    zeros: int
+    """Elements whose bits are all zero."""
+    minimum: float | None
+    maximum: float | None
+    rms: float | None
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def constant(self) -> bool:
+        """All values are one value (never said of fewer than two)."""
+        return self.count > 1 and self.minimum is not None and self.minimum == self.maximum
+
+
+class Inspector(io.RawIOBase):
+    """Passes the whole of a safetensors file on and collects `stats()`. Close it to end its thread.
+
+    The look at a buffer goes on while its reader uses it, and ends before the next `readinto` returns.
+    """
+
+    def __init__(self, stream: IO[bytes], header: Header) -> None:
+        self._stream = stream
+        tensors = sorted(header.tensors.items(), key=lambda item: item[1].start)
+        self._tallies = [_Tally(name, info) for name, info in tensors]
+        self._skip = header.data_start
+        self._at = 0
+        self._scratch = torch.empty(_BLOCK)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inspect")
+        self._look: Future[None] | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        self._wait()
+        count = read_into(self._stream, view)
+        if count:
+            self._look = self._thread.submit(self._inspect, view[:count])
+        return count
+
+    def stats(self) -> list[TensorStats]:
+        """Every tensor's, in the order of the file. Raises ValueError before the whole file has passed."""
+        self._wait()
+        if self._skip or self._at < len(self._tallies):
+            raise ValueError("the file has not passed whole")
+        return [tally.stats() for tally in self._tallies]
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        super().close()
+
+    def _wait(self) -> None:
+        if self._look is not None:
+            look, self._look = self._look, None
+            look.result()
+
+    def _inspect(self, view: memoryview) -> None:
+        header = min(self._skip, len(view))
+        self._skip -= header
+        view = view[header:]
+        with torch.inference_mode():
+            while self._at < len(self._tallies) and not self._skip:
+                tally = self._tallies[self._at]
+                part, view = view[: tally.left], view[tally.left :]
+                tally.add(part, self._scratch)
+                if tally.left:
+                    break
+                self._at += 1
+
+
+class _Tally:
+    """The running statistics of one tensor, whose bytes arrive in any pieces."""
+
+    def __init__(self, name: str, info: TensorInfo) -> None:
+        self._name, self._info = name, info
+        self.left = info.end - info.start
+        self._float = _FLOATS.get(info.dtype)
+        size = math.prod(info.shape)
+        self._width = self._float.itemsize if self._float else max(1, self.left // size if size else 1)
+        self._carry = b""
+        self._nonfinite, self._nonzero, self._words = 0, 0, 0
+        self._minimum, self._maximum, self._squares = math.inf, -math.inf, 0.0
+
+    def add(self, view: memoryview, scratch: torch.Tensor) -> None:
+        """The next bytes; an element cut by their end waits for the rest of it."""
+        self.left -= len(view)
+        if self._carry:
+            need = self._width - len(self._carry)
+            self._carry += view[:need]
+            view = view[need:]
+            if len(self._carry) < self._width:
+                return
+            self._look(bytearray(self._carry), scratch)
+        whole = len(view) - len(view) % self._width
+        self._carry = bytes(view[whole:])
+        step = _BLOCK * self._width
+        for start in range(0, whole, step):
+            self._look(view[start : min(whole, start + step)], scratch)
+
+    def stats(self) -> TensorStats:
+        count, info = math.prod(self._info.shape), self._info
+        known = self._minimum <= self._maximum
+        return TensorStats(
+            name=self._name,
+            dtype=info.dtype,
+            shape=info.shape,
+            nbytes=info.end - info.start,
+            nonfinite=self._nonfinite,
+            zeros=max(0, min(count, self._words - self._nonzero)),
+            minimum=self._minimum if known else None,
+            maximum=self._maximum if known else None,
+            rms=math.sqrt(self._squares / (self._words - self._nonfinite)) if known else None,
+        )
+
+    def _look(self, data: memoryview | bytearray, scratch: torch.Tensor) -> None:
+        words: np.ndarray[Any, Any] = np.frombuffer(data, dtype=_WORDS[self._width])
+        if not words.flags.aligned:
+            words = words.copy()
+        self._words += words.size
+        self._nonzero += int(np.count_nonzero(words))
+        if self._float is None:
+            return
+        values = torch.from_numpy(words.view(np.int8)).view(self._float)
+        if values.element_size() == 1:
+            values = values.float()
+        low, high = (float(value) for value in torch.aminmax(values))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            values = self._without_nonfinite(values)
+            if not values.numel():
+                return
+            low, high = (float(value) for value in torch.aminmax(values))
+        self._minimum, self._maximum = min(self._minimum, low), max(self._maximum, high)
+        self._squares += _squares(values, scratch)
+
+    def _without_nonfinite(self, values: torch.Tensor) -> torch.Tensor:
+        """Rare and slow: count what is not finite and go on with the rest."""
+        finite = torch.isfinite(values)
+        rest = values[finite]
+        self._nonfinite += values.numel() - rest.numel()
+        return rest
+
+
+def _squares(values: torch.Tensor, scratch: torch.Tensor) -> float:
+    """Σ v², in float32 where that holds it; halves go through `scratch`, which stays in the processor's cache."""
+    if values.element_size() == 2:
+        values = scratch[: values.numel()].copy_(values)
+    total = float(torch.dot(values, values))
+    if math.isinf(total):
+        wide = values.double()
+        total = float(torch.dot(wide, wide))
+    return total

@@ -1,0 +1,109 @@
+"""The one pass over weights: exact, whatever the pieces, whatever the dtype."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fixtures.checkpoints import safetensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weighbridge.engines.stream import Inspector, TensorStats
+from weighbridge.storage.safetensors_header import header_length, parse_header
+
+CODES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
+
+
+def inspect(data: bytes, sizes: list[int]) -> list[TensorStats]:
+    """Read the file through the Inspector in buffers of these sizes, over and over, and check the bytes."""
+    header = parse_header(data[8 : 8 + header_length(data, "x", len(data))], "x")
+    passed = b""
+    with Inspector(io.BytesIO(data), header) as inspector:
+        for buffer in _buffers(sizes):
+            count = inspector.readinto(buffer)
+            passed += buffer[:count]
+            if not count:
+                break
+        assert passed == data
+        return inspector.stats()
+
+
+def _buffers(sizes: list[int]) -> Iterator[bytearray]:
+    while True:
+        for size in sizes:
+            yield bytearray(size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from(sorted(CODES)),
+    values=st.lists(
+        st.floats(-1e4, 1e4, width=16) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=30
+    ),
+    sizes=st.lists(st.integers(1, 97), min_size=1, max_size=5),
+    odd=st.integers(0, 3),
+)
+def test_pieces_change_nothing(dtype: str, values: list[float], sizes: list[int], odd: int) -> None:
+    """Elements cut by buffers, tensors at odd offsets: the statistics are those of the whole array."""
+    array: Any = np.array(values).astype(CODES[dtype])
+    file = safetensors({"odd": ("U8", [odd], b"\1" * odd), "w": (dtype, [len(values)], array.tobytes())})
+    seen = inspect(file, sizes)[1]
+    wide = array.astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    assert seen.nonfinite == len(wide) - len(finite)
+    assert seen.zeros == sum(not any(array[i : i + 1].tobytes()) for i in range(len(array)))
+    if len(finite):
+        assert (seen.minimum, seen.maximum) == (finite.min(), finite.max())
+        assert seen.rms == pytest.approx(np.sqrt((finite**2).mean()), rel=1e-3, abs=1e-6)
+    else:
+        assert seen.minimum is seen.maximum is seen.rms is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data", "nonfinite"),
+    [
+        ("BF16", np.array([1, np.nan, 2], ml_dtypes.bfloat16).tobytes(), 1),
+        ("F16", np.array([1, np.inf, -np.inf], np.float16).tobytes(), 2),
+        ("F8_E4M3", b"\x38\x7f\xff", 2),
+        ("F8_E5M2", b"\x38\x7c\x00", 1),
+        ("I64", b"\xff" * 24, 0),
+        ("U8", b"\xff" * 3, 0),
+    ],
+)
+def test_non_finite_values_by_dtype(dtype: str, data: bytes, nonfinite: int) -> None:
+    """Every floating dtype is checked; integers have nothing to check."""
+    (seen,) = inspect(safetensors({"w": (dtype, [3], data)}), [64])
+    assert seen.nonfinite == nonfinite
+
+
+def test_constant_and_zero_tensors_show() -> None:
+    """What training never writes is visible in the numbers."""
+    ones, zeros = np.ones(1000, np.float32), np.zeros((2, 3), np.float16)
+    file = safetensors({"ones": ("F32", [1000], ones.tobytes()), "zeros": ("F16", [2, 3], zeros.tobytes())})
+    one, zero = inspect(file, [512])
+    assert one.constant
+    assert one.rms == pytest.approx(1)
+    assert (zero.zeros, zero.constant, zero.shape) == (6, True, (2, 3))
+
+
+def test_squares_beyond_float32_do_not_become_infinite() -> None:
+    """Large finite weights are large, not broken."""
+    (seen,) = inspect(safetensors({"w": ("F32", [2], np.full(2, 1e30, np.float32).tobytes())}), [64])
+    assert seen.nonfinite == 0
+    assert seen.rms == pytest.approx(1e30, rel=1e-3)
+
+
+def test_a_file_that_passed_in_part_has_no_statistics() -> None:
+    """Half a look is no evidence."""
+    data = safetensors()
+    header = parse_header(data[8 : 8 + header_length(data, "x", len(data))], "x")
+    with Inspector(io.BytesIO(data[:-1]), header) as inspector:
+        while inspector.readinto(bytearray(50)):
+            pass
+        with pytest.raises(ValueError, match="not passed whole"):
+            inspector.stats()
