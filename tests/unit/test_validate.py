@@ -1,0 +1,258 @@
+"""The stage validate on real files: what passes becomes an artifact, what does not is named, nothing is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixtures.checkpoints import raw, safetensors
+from fixtures.engines import make_checkpoint, weights
+from safetensors.numpy import load_file, save, save_file
+
+from weighbridge.engines import golden
+from weighbridge.engines.load import load
+from weighbridge.engines.manifest import Manifest
+from weighbridge.registry.recipe import ProgramWish
+from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.pins import pin
+from weighbridge.storage.published import Published, PublishedFile
+from weighbridge.storage.streaming import digest_bytes
+from weighbridge.workers.bindings import Programs, TemplateInfo
+from weighbridge.workers.outcome import Outcome
+from weighbridge.workers.validate import ValidateTask, main, validate
+
+
+class Scale:
+    """A bucket folder, a blob folder and the operator's templates: drop files, weigh them."""
+
+    def __init__(self, root: Path, made: Any) -> None:
+        self.drops, self.store = root / "bucket", root / "store"
+        self.drops.mkdir()
+        self.store.mkdir()
+        self.source, self.blobs = FolderStore(self.drops), Blobs(FolderStore(self.store))
+        self.blobs.put_bytes(made.pt2)
+        self.template = TemplateInfo(
+            "digits", made.digest, made.fingerprint, made.parameters, made.inputs, made.outputs
+        )
+        self.programs = Programs((self.template,))
+
+    def task(self, path: str, **changes: Any) -> ValidateTask:
+        files = tuple(pin(info) for info in self.source.list(path))
+        return replace(ValidateTask("digits", 1, path, files, programs=self.programs), **changes)
+
+    def path(self, digest: str) -> Path:
+        local = self.blobs.local_path(digest)
+        assert local is not None
+        return local
+
+    def weigh(self, path: str, **changes: Any) -> Outcome:
+        return self.run(self.task(path, **changes))
+
+    def run(self, task: ValidateTask) -> Outcome:
+        outcome = validate(task, source=self.source, blobs=self.blobs, cache=self.path)
+        json.dumps(outcome.facts, allow_nan=False)
+        return outcome
+
+
+@pytest.fixture
+def scale(tmp_path: Path, digits_template: Any) -> Scale:
+    return Scale(tmp_path, digits_template)
+
+
+def test_a_good_checkpoint_becomes_an_artifact_that_serves(scale: Scale) -> None:
+    """Passed: the manifest and everything it names are blobs, and a host can load, run and prove them."""
+    make_checkpoint(scale.drops / "a.safetensors", prefix="module.")
+    outcome = scale.weigh("a.safetensors")
+    assert (outcome.verdict, outcome.reason) == ("passed", "9 tensors, finite, bound to template:digits")
+    assert outcome.facts["evidence"] == {"bytes": True, "tensors": True, "program": True, "author_golden": False}
+    manifest = Manifest.model_validate_json(scale.blobs.get(outcome.facts["artifact_digest"]))
+    assert manifest.digest == outcome.facts["artifact_digest"]
+    assert manifest.binding["module.head.weight"] == "head.weight"
+    session = load(manifest, scale.path)
+    golden.check(session, scale.blobs.get(manifest.golden.digest), manifest.golden.rtol, manifest.golden.atol)
+    assert scale.weigh("a.safetensors").facts == outcome.facts
+
+
+def test_shards_make_one_artifact(scale: Scale) -> None:
+    """A folder with an index: the shards are the files, the index must say what they hold."""
+    folder = scale.drops / "run"
+    folder.mkdir()
+    names = sorted(weights())
+    parts = {"model-00001-of-00002.safetensors": names[:4], "model-00002-of-00002.safetensors": names[4:]}
+    for name, part in parts.items():
+        save_file({tensor: weights()[tensor] for tensor in part}, folder / name)
+    index = {"weight_map": {tensor: name for name, part in parts.items() for tensor in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text('{"model_type": "mlp"}')
+    outcome = scale.weigh("run/")
+    assert outcome.verdict == "passed"
+    manifest = Manifest.model_validate_json(scale.blobs.get(outcome.facts["artifact_digest"]))
+    assert [file.path for file in manifest.files] == sorted(parts)
+    index["weight_map"]["head.bias"], index["weight_map"]["norm.bias"] = list(parts)[::-1]
+    index["weight_map"]["head.bias"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    wrong = scale.weigh("run/")
+    assert (wrong.verdict, "head.bias" in wrong.reason) == ("quarantined", True)
+
+
+def test_nan_is_rejected_by_name(scale: Scale) -> None:
+    """The tensor and the count are named; the statistics stay."""
+    make_checkpoint(scale.drops / "a.safetensors", nan=3)
+    outcome = scale.weigh("a.safetensors")
+    assert outcome.verdict == "rejected"
+    assert outcome.reason == "head.weight has 3 non-finite values of 160 (NaN or Inf)"
+    assert outcome.facts["evidence"] == {"bytes": True, "tensors": False, "program": False, "author_golden": False}
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_half_weights_bind_by_the_recipe_not_by_fingerprint(scale: Scale, dtype: str) -> None:
+    """Another dtype is another fingerprint; who names the template gets a bf16 program."""
+    make_checkpoint(scale.drops / "a.safetensors", dtype=dtype)
+    unnamed = scale.weigh("a.safetensors")
+    assert unnamed.verdict == "needs_binding"
+    assert f"the nearest is digits: differs: head.bias is {dtype}[10], not F32[10]" in unnamed.reason
+    assert scale.weigh("a.safetensors", program=ProgramWish(template="digits")).verdict == "passed"
+    make_checkpoint(scale.drops / "a.safetensors", dtype=dtype, nan=1)
+    assert "head.weight has 1 non-finite value of" in scale.weigh("a.safetensors").reason
+
+
+class Payload:
+    def __init__(self, sentinel: Path) -> None:
+        self._sentinel = sentinel
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self._sentinel), "w"))
+
+
+GOOD = ("F32", [4], bytes(range(16)))
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (b"PICKLE", "pickle"),
+        (b"PK\x03\x04" + bytes(100), "zip archive"),
+        (raw({"w": {"dtype": "F32", "shape": [1 << 36], "data_offsets": [0, 16]}}, bytes(16)), "its offsets span"),
+        (raw({"w": {"dtype": "F32", "shape": [0, 1 << 62], "data_offsets": [0, 0]}}), "needs_binding"),
+        (raw(b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{}}', b"x"), "there twice"),
+        ((1 << 40).to_bytes(8, "little") + b"{}", "impossible header length"),
+        (safetensors({"w": GOOD})[:-1], "has"),
+        (safetensors({"w": GOOD}) + b"x", "by its header"),
+        (safetensors({}), "no tensors"),
+        (b"", "bytes"),
+    ],
+)
+def test_hostile_and_corrupt_files_are_quarantined(scale: Scale, tmp_path: Path, data: bytes, rule: str) -> None:
+    """Each with the file and the rule in the reason, and nothing executed."""
+    sentinel = tmp_path / "sentinel"
+    path = scale.drops / "evil.safetensors"
+    path.write_bytes(pickle.dumps(Payload(sentinel)) if data == b"PICKLE" else data)
+    outcome = scale.weigh("evil.safetensors")
+    if rule == "needs_binding":
+        assert outcome.verdict == rule
+    else:
+        assert (outcome.verdict, rule in outcome.reason) == ("quarantined", True), outcome.reason
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("modeling.py", "open('sentinel', 'w')"),
+        ("config.json", '{"a": [{"auto_map": {"AutoModel": "modeling.M"}}]}'),
+        ("config.json", '{"model": {"_target_": "os.system"}}'),
+        ("sub/conf.yaml", "model:\n  - _target_: os.system\n"),
+        ("kernel.so", "\x7fELF"),
+    ],
+)
+def test_configuration_that_is_code_is_quarantined(scale: Scale, name: str, text: str) -> None:
+    """Beside sound weights too."""
+    folder = scale.drops / "run"
+    (folder / name).parent.mkdir(parents=True)
+    make_checkpoint(folder / "model.safetensors")
+    (folder / name).write_text(text)
+    outcome = scale.weigh("run/")
+    assert outcome.verdict == "quarantined"
+    assert outcome.reason.startswith(name)
+
+
+def test_a_published_manifest_must_tell_the_truth(scale: Scale) -> None:
+    """P0: the digests that the publisher wrote are those of the bytes."""
+    folder = scale.drops / "run"
+    folder.mkdir()
+    data = make_checkpoint(folder / "model.safetensors").read_bytes()
+    for digest, verdict in ((digest_bytes(data), "passed"), ("0" * 64, "quarantined")):
+        file = PublishedFile(path="model.safetensors", size=len(data), digest=digest)
+        (folder / "weighbridge.json").write_bytes(Published(files=(file,)).canonical())
+        assert scale.weigh("run/").verdict == verdict
+
+
+def test_the_authors_golden_decides(scale: Scale) -> None:
+    """Outputs that match are evidence; outputs that do not reject, by name."""
+    folder = scale.drops / "run"
+    folder.mkdir()
+    make_checkpoint(folder / "model.safetensors")
+    first = scale.weigh("run/")
+    reference = first.facts["golden"]["digest"]
+    (folder / "golden.safetensors").write_bytes(scale.blobs.get(reference))
+    outcome = scale.weigh("run/")
+    assert outcome.verdict == "passed"
+    assert outcome.facts["evidence"]["author_golden"]
+    wrong = {
+        n: v + np.float32(0.1) * n.startswith("output") for n, v in load_file(folder / "golden.safetensors").items()
+    }
+    (folder / "golden.safetensors").write_bytes(save(wrong))
+    outcome = scale.weigh("run/")
+    assert (outcome.verdict, outcome.facts["evidence"]["program"]) == ("rejected", True)
+    assert outcome.reason.startswith("golden.safetensors: output logits differs by up to 0.1")
+    (folder / "golden.safetensors").write_bytes(save({"input.x": np.zeros(1), "output.logits": np.zeros(1)}))
+    assert "missing input pixels" in scale.weigh("run/").reason
+
+
+def test_binding_needs_exactly_one_allowed_program(scale: Scale) -> None:
+    """None, several, or one that the operator does not allow: the version says what to do."""
+    make_checkpoint(scale.drops / "a.safetensors")
+    make_checkpoint(scale.drops / "b.safetensors", extra=np.zeros(3, np.float32))
+    assert "unexpected extra" in scale.weigh("b.safetensors").reason
+    twins = Programs((scale.template, replace(scale.template, name="twin")))
+    several = scale.weigh("a.safetensors", programs=twins)
+    assert (several.verdict, "digits, twin" in several.reason) == ("needs_binding", True)
+    assert scale.weigh("a.safetensors", programs=twins, program=ProgramWish(template="twin")).verdict == "passed"
+    assert scale.weigh("a.safetensors", programs=replace(twins, allowed=("template:t*",))).verdict == "passed"
+    for wish in (ProgramWish(template="digits"), ProgramWish(factory="os:system"), ProgramWish(template="none")):
+        outcome = scale.weigh("a.safetensors", programs=Programs((scale.template,), ("template:n*",)), program=wish)
+        assert outcome.verdict == "needs_binding"
+
+
+def test_a_factory_that_the_operator_allows(scale: Scale) -> None:
+    """An installed module builds the program; the recipe says what goes in and out."""
+    make_checkpoint(scale.drops / "a.safetensors")
+    wish = {"program": ProgramWish(factory="fixtures.engines:small_mlp")}
+    contract = {"inputs": scale.template.inputs, "outputs": scale.template.outputs}
+    programs = Programs((), ("factory:fixtures.*:*",))
+    assert scale.weigh("a.safetensors", programs=programs, **wish, **contract).verdict == "passed"
+    assert "needs inputs and outputs" in scale.weigh("a.safetensors", programs=programs, **wish).reason
+
+
+def test_a_file_that_changes_under_the_job_is_superseded(scale: Scale) -> None:
+    """The pin no longer holds: nothing is mixed, the new content is another version's business."""
+    path = make_checkpoint(scale.drops / "a.safetensors")
+    task = scale.task("a.safetensors")
+    make_checkpoint(path, seed=2)
+    assert scale.run(task).verdict == "superseded"
+    path.unlink()
+    assert scale.run(task).verdict == "superseded"
+
+
+def test_the_stage_runs_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m weighbridge.workers.validate` prints the verdict as JSON."""
+    path = make_checkpoint(tmp_path / "a.safetensors")
+    arguments = ["--factory", "fixtures.engines:small_mlp", "--input", "pixels:FP32:-1,64", "--output", "logits"]
+    assert main([str(path), *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "passed"

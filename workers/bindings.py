@@ -1,0 +1,132 @@
+"""Which program a checkpoint belongs to: as the recipe wishes, else by fingerprint; only what the operator allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from weighbridge.engines.binding import Parameter, bind, matches
+from weighbridge.engines.errors import BindingError, LoadError
+from weighbridge.engines.manifest import Program, TensorSpec
+from weighbridge.registry.recipe import ProgramWish
+
+
+@dataclass(frozen=True)
+class TemplateInfo:
+    """A registered template, as the registry recorded it."""
+
+    name: str
+    digest: str
+    fingerprint: str
+    parameters: Mapping[str, Parameter]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A program with its contract, and {tensor → parameter}."""
+
+    program: Program
+    binding: dict[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Unbound(Exception):
+    """No single program; the message says what differs and what to do."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What the operator allows (`template:NAME`, `factory:module:name` patterns) out of what is registered."""
+
+    templates: Sequence[TemplateInfo] = ()
+    allowed: Sequence[str] = ("template:*",)
+
+    def allows(self, program: str) -> bool:
+        return any(fnmatchcase(program, pattern) for pattern in self.allowed)
+
+
+def find(
+    tensors: Mapping[str, Parameter],
+    programs: Programs,
+    wish: ProgramWish | None = None,
+    inputs: tuple[TensorSpec, ...] = (),
+    outputs: tuple[TensorSpec, ...] = (),
+) -> Bound:
+    """Bind by the wish or by fingerprint; `inputs` and `outputs` are a factory's, from the recipe. Raises Unbound."""
+    if wish is not None and wish.factory is not None:
+        return _by_factory(tensors, programs, wish.factory, inputs, outputs)
+    templates = [one for one in programs.templates if programs.allows(f"template:{one.name}")]
+    if wish is not None and wish.template is not None:
+        return _by_name(tensors, programs, wish.template)
+    fitting = [one for one in templates if matches(tensors, one.parameters)]
+    if len(fitting) == 1:
+        return _bound(tensors, fitting[0])
+    if fitting:
+        listed = ", ".join(sorted(one.name for one in fitting))
+        raise Unbound(
+            f"several templates have this fingerprint: {listed}; name one in recipe.yaml (program: template:)"
+        )
+    if not templates:
+        raise Unbound("no template is registered and allowed for this model: `weighbridge template add`, or a recipe")
+    nearest = min(templates, key=lambda one: (_distance(tensors, one), one.name))
+    raise Unbound(f"no template has this fingerprint; the nearest is {nearest.name}: {_difference(tensors, nearest)}")
+
+
+def _by_name(tensors: Mapping[str, Parameter], programs: Programs, name: str) -> Bound:
+    if not programs.allows(f"template:{name}"):
+        raise Unbound(f"template:{name} is not allowed by the operator (allowed: {', '.join(programs.allowed)})")
+    template = next((one for one in programs.templates if one.name == name), None)
+    if template is None:
+        raise Unbound(f"recipe.yaml names the template {name}, which is not registered: `weighbridge template add`")
+    return _bound(tensors, template)
+
+
+def _bound(tensors: Mapping[str, Parameter], template: TemplateInfo) -> Bound:
+    try:
+        binding = bind(tensors, template.parameters, cast=True)
+    except BindingError as exc:
+        raise Unbound(f"the tensors are not those of template {template.name}: {exc}") from exc
+    program = Program(kind="template", name=template.name, digest=template.digest)
+    return Bound(program, binding, template.inputs, template.outputs)
+
+
+def _by_factory(
+    tensors: Mapping[str, Parameter],
+    programs: Programs,
+    factory: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> Bound:
+    if not programs.allows(f"factory:{factory}"):
+        raise Unbound(f"factory:{factory} is not allowed by the operator (allowed: {', '.join(programs.allowed)})")
+    if not inputs or not outputs:
+        raise Unbound(f"factory:{factory} needs inputs and outputs in recipe.yaml")
+    from weighbridge.engines.factory import allowed_factory
+    from weighbridge.engines.template import describe_parameters
+
+    try:
+        parameters = describe_parameters(allowed_factory(factory, [factory])())
+        binding = bind(tensors, parameters, cast=True)
+    except LoadError as exc:
+        raise Unbound(f"the tensors are not those of factory {factory}: {exc}") from exc
+    return Bound(Program(kind="factory", name=factory), binding, inputs, outputs)
+
+
+def _distance(tensors: Mapping[str, Parameter], template: TemplateInfo) -> int:
+    try:
+        bind(tensors, template.parameters)
+    except BindingError as exc:
+        return len(exc.missing) + len(exc.unexpected) + len(exc.mismatched)
+    return 0
+
+
+def _difference(tensors: Mapping[str, Parameter], template: TemplateInfo) -> str:
+    try:
+        bind(tensors, template.parameters)
+    except BindingError as exc:
+        return str(exc)
+    return "nothing"

@@ -1,0 +1,177 @@
+"""The first half of validation: is every byte what it claims to be? Nothing of a checkpoint is executed here.
+
+One pass over each file: digest, copy into the blob store, finiteness and statistics of its tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weighbridge.engines.binding import Parameter
+from weighbridge.engines.manifest import ArtifactFile
+from weighbridge.engines.stream import Inspector, TensorStats
+from weighbridge.storage import names
+from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.errors import PreconditionFailed, StorageError
+from weighbridge.storage.index import MalformedIndex, read_index
+from weighbridge.storage.protocols import Get, Ref
+from weighbridge.storage.published import MalformedManifest, read_published
+from weighbridge.storage.safetensors_header import Header, MalformedHeader, ShortFile, read_header
+from weighbridge.storage.streaming import DigestingReader, Progress, chunks, digest_bytes
+from weighbridge.storage.strict_json import InvalidJson, parse_object
+
+MAX_CONFIG = 4 << 20
+"""Bytes of a configuration file that is searched for code; a larger one is not provably safe."""
+_CODE = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"})
+_CODE_KEYS = re.compile(r"auto_map|_target_|custom_pipelines|.*_internal")
+_CODE_LINE = re.compile(rb"^[\s\-{,\"']*(auto_map|_target_|custom_pipelines)[\"']?\s*:", re.MULTILINE)
+
+
+class Unsafe(Exception):
+    """The checkpoint is hostile, corrupt or not provably safe; the message names the file, the tensor and the rule."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the bytes are. `weights` are the blobs that serve; every file, also those not kept, is in `files`."""
+
+    files: tuple[ArtifactFile, ...]
+    weights: tuple[ArtifactFile, ...]
+    stats: tuple[TensorStats, ...]
+    golden: bytes | None = field(repr=False)
+
+    @property
+    def source_digest(self) -> str:
+        """BLAKE3 of the canonical JSON of every file's path, size and digest."""
+        rows = sorted([file.path, file.size, file.digest] for file in self.files)
+        return digest_bytes(json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode())
+
+    @property
+    def tensors(self) -> dict[str, Parameter]:
+        return {one.name: Parameter(shape=one.shape, dtype=one.dtype) for one in self.stats}
+
+
+def read(source: Get, path: str, files: Iterable[Ref], blobs: Blobs, progress: Progress | None = None) -> Contents:
+    """Prove and copy a checkpoint's files; `path` is its key, or its folder ending in `/`.
+
+    Raises Unsafe; PreconditionFailed or ObjectNotFound when the bucket holds other content than was pinned.
+    """
+    refs = {_relative(path, ref.key): ref for ref in files}
+    try:
+        _refuse_code(source, refs)
+        headers = {name: read_header(source, ref) for name, ref in refs.items() if names.is_weights(name)}
+        _refuse_disagreement(source, refs, headers)
+        published = read_published(source, refs[names.PUBLISHED]) if names.PUBLISHED in refs else None
+        golden = _golden(source, refs)
+    except (MalformedHeader, MalformedIndex, MalformedManifest, ShortFile) as wrong:
+        raise Unsafe(str(wrong)) from wrong
+    stats: list[TensorStats] = []
+    found = {name: _take(source, name, ref, headers.get(name), blobs, stats, progress) for name, ref in refs.items()}
+    for file in published.files if published else ():
+        if file.path not in found:
+            raise Unsafe(f"{names.PUBLISHED} names {file.path}, which is not there")
+        if found[file.path].digest != file.digest:
+            raise Unsafe(f"{file.path} has the digest {found[file.path].digest}, {names.PUBLISHED} says {file.digest}")
+    return Contents(tuple(found.values()), tuple(found[name] for name in headers), tuple(stats), golden)
+
+
+def _take(
+    source: Get,
+    name: str,
+    ref: Ref,
+    header: Header | None,
+    blobs: Blobs,
+    stats: list[TensorStats],
+    progress: Progress | None,
+) -> ArtifactFile:
+    """Read one file once: weights go into the blob store and are looked at, anything else is only digested."""
+    with source.open(ref.key, if_match=ref) as stream:
+        if header is None:
+            reader = DigestingReader(stream, size=ref.size, progress=progress)
+            for _ in chunks(reader):  # type: ignore[arg-type]
+                pass
+            if reader.size != ref.size:
+                raise PreconditionFailed(f"{ref.key} has {reader.size:,} bytes, not {ref.size:,}", key=ref.key)
+            return ArtifactFile(path=name, size=reader.size, digest=reader.digest)
+        with Inspector(stream, header) as inspector:
+            blob = blobs.put_stream(inspector, expected=ref.size, progress=progress)  # type: ignore[arg-type]
+            stats += inspector.stats()
+    return ArtifactFile(path=name, size=blob.size, digest=blob.digest)
+
+
+def _refuse_code(source: Get, refs: Mapping[str, Ref]) -> None:
+    """Configuration that names code to import is as dangerous as the code; neither has a place beside weights."""
+    for name, ref in refs.items():
+        ending = names.suffix(name.rpartition("/")[2])
+        if ending in _CODE:
+            raise Unsafe(f"{name}: a checkpoint must not carry code ({ending})")
+        if ending not in (".json", ".yaml", ".yml") or name.endswith((names.INDEX, names.PUBLISHED)):
+            continue
+        if name.rpartition("/")[2].startswith(names.COMPANIONS) and ref.size > MAX_CONFIG:
+            continue  # a vocabulary, which nothing here reads
+        if ref.size > MAX_CONFIG:
+            raise Unsafe(f"{name} has {ref.size:,} bytes: configuration has at most {MAX_CONFIG:,}")
+        if found := _code_in(source.get(ref.key, if_match=ref), ending):
+            raise Unsafe(f"{name}: {found} names code to import; configuration here is data only")
+
+
+def _code_in(data: bytes, ending: str) -> str | None:
+    if (line := _CODE_LINE.search(data)) is not None:
+        return line.group(1).decode()
+    try:
+        return _code_key(parse_object(data)) if ending == ".json" else None
+    except InvalidJson:
+        return None  # nobody reads it, least of all as code
+
+
+def _code_key(value: Any) -> str | None:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            if (key := next((key for key in one if _CODE_KEYS.fullmatch(key)), None)) is not None:
+                return str(key)
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return None
+
+
+def _refuse_disagreement(source: Get, refs: Mapping[str, Ref], headers: Mapping[str, Header]) -> None:
+    """No tensor twice, none at all never, and an index that says what the shards say."""
+    holder: dict[str, str] = {}
+    for name, header in headers.items():
+        for tensor in header.tensors:
+            if (other := holder.setdefault(tensor, name)) != name:
+                raise Unsafe(f"tensor {tensor} is both in {other} and in {name}")
+    if not holder:
+        raise Unsafe("the checkpoint holds no tensors")
+    for name, ref in refs.items():
+        if name.endswith(names.INDEX):
+            folder = name.rpartition("/")[0] + "/" * ("/" in name)
+            for tensor, shard in read_index(source, ref).weight_map.items():
+                if holder.get(tensor) != folder + shard:
+                    where = holder.get(tensor, "nowhere")
+                    raise Unsafe(f"{name} says that {tensor} is in {folder}{shard}; it is in {where}")
+
+
+def _golden(source: Get, refs: Mapping[str, Ref]) -> bytes | None:
+    """The author's golden, if there is one: as strictly read as the weights, and small."""
+    ref = refs.get(names.GOLDEN)
+    if ref is None:
+        return None
+    if ref.size > 64 << 20:
+        raise Unsafe(f"{names.GOLDEN} has {ref.size:,} bytes, at most {64 << 20:,} are read")
+    read_header(source, ref)
+    return source.get(ref.key, if_match=ref)
+
+
+def _relative(path: str, key: str) -> str:
+    root = path if path.endswith("/") else path.rpartition("/")[0] + "/" * ("/" in path)
+    if not key.startswith(root):
+        raise StorageError(f"{key} is no file of {path}", key=key)
+    return key[len(root) :]

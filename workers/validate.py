@@ -1,0 +1,216 @@
+"""The stage *validate*: what is proven of a checkpoint before anything serves it. No Celery, no SQL.
+
+Evidence grows in this order, and a verdict ends it: `bytes` (digests, structure, no code beside the weights), `tensors`
+(finite), `program` (bound, loaded, runs), `author_golden` (it answers as its author says). What passes becomes an
+artifact: content-addressed weights under a manifest, with the reference golden that hosts check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weighbridge.engines import golden
+from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput, LoadError
+from weighbridge.engines.load import load
+from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
+from weighbridge.engines.protocols import BlobPath, Session
+from weighbridge.engines.stream import TensorStats
+from weighbridge.registry.recipe import ProgramWish
+from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
+from weighbridge.storage.protocols import Get, Ref
+from weighbridge.storage.streaming import Progress
+from weighbridge.workers import bindings, checkpoint
+from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
+from weighbridge.workers.checkpoint import Contents
+from weighbridge.workers.outcome import Outcome
+
+__all__ = ["Programs", "TemplateInfo", "ValidateTask", "validate"]
+
+_LISTED = 20
+"""How many tensors a list in the facts names."""
+ENGINE = {"name": "torch", "minimum": "2.8"}
+
+
+@dataclass(frozen=True)
+class ValidateTask:
+    """One version's original. `path` is the checkpoint's key, or its folder ending in `/`; `files` are its pins."""
+
+    model: str
+    version: int
+    path: str
+    files: tuple[Ref, ...]
+    proof: str = ""
+    program: ProgramWish | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    """A factory's contract, from the recipe; templates carry their own."""
+    programs: Programs = field(default_factory=Programs)
+    device: str = "cpu"
+
+
+def validate(
+    task: ValidateTask, *, source: Get, blobs: Blobs, cache: BlobPath, progress: Progress | None = None
+) -> Outcome:
+    """Weigh a checkpoint of `source`; its weights, golden and manifest end up in `blobs`.
+
+    `cache` gives a blob of `blobs` as a local file; `progress` is called with the bytes just read. Raises only what a
+    retry can cure (StorageUnavailable, StorageFull, a blob that is not there yet).
+    """
+    try:
+        contents = checkpoint.read(source, task.path, task.files, blobs, progress)
+    except checkpoint.Unsafe as wrong:
+        return Outcome.quarantined(str(wrong), {"evidence": _evidence()})
+    except (PreconditionFailed, ObjectNotFound) as gone:
+        return Outcome.superseded(f"the content changed while it was validated: {gone}")
+    facts = _facts(contents)
+    if bad := [one for one in contents.stats if one.nonfinite]:
+        facts["evidence"] = _evidence("bytes")
+        return Outcome.rejected(_nonfinite(bad), facts)
+    facts["evidence"] = _evidence("bytes", "tensors")
+    try:
+        bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
+    except bindings.Unbound as none:
+        return Outcome.needs_binding(str(none), facts)
+    return _prove_program(task, contents, bound, facts, blobs, cache)
+
+
+def _prove_program(
+    task: ValidateTask, contents: Contents, bound: Bound, facts: dict[str, Any], blobs: Blobs, cache: BlobPath
+) -> Outcome:
+    rtol, atol = golden.tolerance([one.dtype for one in contents.stats])
+    draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, rtol=rtol, atol=atol))
+    factories = (bound.program.name,) if bound.program.kind == "factory" else ()
+    try:
+        session = load(draft, cache, task.device, factories)
+    except LoadError as exc:
+        return Outcome.needs_binding(f"{bound.program.kind}:{bound.program.name} does not load: {exc}", facts)
+    try:
+        reference = golden.make_reference(session)
+        golden.check(session, reference, rtol, atol)
+        facts["evidence"] = _evidence("bytes", "tensors", "program")
+        if wrong := _author(session, contents.golden, rtol, atol):
+            return Outcome.rejected(wrong, facts)
+    except EngineError as exc:
+        return Outcome.rejected(f"{bound.program.kind}:{bound.program.name} fails with these weights: {exc}", facts)
+    finally:
+        session.close()
+    facts["evidence"]["author_golden"] = contents.golden is not None
+    kept = blobs.put_bytes(reference)
+    manifest = _manifest(contents, bound, Golden(digest=kept.digest, size=kept.size, rtol=rtol, atol=atol))
+    stored = blobs.put_bytes(manifest.canonical())
+    facts |= {
+        "artifact_digest": stored.digest,
+        "blobs": manifest.blobs() | {stored.digest: stored.size},
+        "program": bound.program.model_dump(mode="json"),
+        "bound": len(bound.binding),
+        "golden": manifest.golden.model_dump(mode="json"),
+    }
+    proven = ", author's golden matches" if contents.golden is not None else ""
+    count = f"{len(contents.stats)} tensor{'s' * (len(contents.stats) != 1)}"
+    return Outcome.passed(f"{count}, finite, bound to {bound.program.kind}:{bound.program.name}{proven}", facts)
+
+
+def _author(session: Session, data: bytes | None, rtol: float, atol: float) -> str | None:
+    """Why the author's golden rejects the version, if it does."""
+    if data is None:
+        return None
+    try:
+        golden.check(session, data, rtol, atol)
+    except (GoldenMismatch, InvalidInput) as exc:
+        return f"golden.safetensors: {exc}"
+    return None
+
+
+def _manifest(contents: Contents, bound: Bound, reference: Golden) -> Manifest:
+    return Manifest(
+        variant="original",
+        files=tuple(sorted(contents.weights, key=lambda file: file.path)),
+        program=bound.program,
+        binding=bound.binding,
+        inputs=bound.inputs,
+        outputs=bound.outputs,
+        golden=reference,
+        engine=ENGINE,
+    )
+
+
+def _evidence(*proven: str) -> dict[str, bool]:
+    return {name: name in proven for name in ("bytes", "tensors", "program", "author_golden")}
+
+
+def _facts(contents: Contents) -> dict[str, Any]:
+    stats = contents.stats
+    largest = sorted(stats, key=lambda one: (-one.nbytes, one.name))[:_LISTED]
+    return {
+        "source_digest": contents.source_digest,
+        "files": [file.model_dump(mode="json") for file in contents.files],
+        "tensors": {
+            "count": len(stats),
+            "bytes": sum(one.nbytes for one in stats),
+            "elements": sum(one.count for one in stats),
+            "dtypes": dict(sorted(Counter(one.dtype for one in stats).items())),
+            "zero": [one.name for one in stats if one.count and one.zeros == one.count][:_LISTED],
+            "constant": [one.name for one in stats if one.constant][:_LISTED],
+            "largest": [_row(one) for one in largest],
+        },
+    }
+
+
+def _row(one: TensorStats) -> dict[str, Any]:
+    fraction = one.zeros / one.count if one.count else 0.0
+    row = asdict(one) | {"shape": list(one.shape), "zeros": round(fraction, 6)}
+    return {key: value for key, value in row.items() if not (value is None or value == math.inf)}
+
+
+def _nonfinite(bad: Sequence[TensorStats]) -> str:
+    first = max(bad, key=lambda one: one.nonfinite)
+    others = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    values = f"{first.nonfinite:,} non-finite value{'s' * (first.nonfinite != 1)}"
+    return f"{first.name} has {values} of {first.count:,} (NaN or Inf){others}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Weigh a local file or folder: `python -m weighbridge.workers.validate PATH --factory FILE.py:NAME --input …`."""
+    from weighbridge.engines.factory import load_factory
+    from weighbridge.engines.template import build
+    from weighbridge.storage.pins import pin
+    from weighbridge.storage.urls import open_store
+
+    parser = argparse.ArgumentParser(prog="weighbridge.workers.validate", description=main.__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--factory", required=True, help="trusted code: package.module:name or FILE.py:name")
+    parser.add_argument("--input", action="append", required=True, metavar="NAME:FP32:-1,64", help="one per input")
+    parser.add_argument("--output", action="append", metavar="NAME", help="one per output")
+    args = parser.parse_args(argv)
+    made = build(load_factory(args.factory)(), [_spec(text) for text in args.input], args.output or ["output"])
+    template = TemplateInfo("given", made.digest, made.fingerprint, made.parameters, made.inputs, made.outputs)
+    where = args.path.resolve()
+    source = open_store(where.parent.as_uri())
+    path = f"{where.name}/" if where.is_dir() else where.name
+    files = tuple(pin(info) for info in source.list(path))
+    with tempfile.TemporaryDirectory() as folder:
+        blobs = Blobs(open_store(Path(folder).as_uri()))
+        blobs.put_bytes(made.pt2)
+        task = ValidateTask("local", 1, path, files, programs=Programs((template,)))
+        outcome = validate(task, source=source, blobs=blobs, cache=lambda d: Path(folder) / blobs.key(d))
+    print(json.dumps({"verdict": outcome.verdict, "reason": outcome.reason, "facts": outcome.facts}, indent=2))
+    return 0 if outcome.verdict == "passed" else 1
+
+
+def _spec(text: str) -> TensorSpec:
+    name, datatype, shape = text.split(":")
+    return TensorSpec(name=name, datatype=datatype, shape=tuple(int(length) for length in shape.split(",")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
