@@ -78,11 +78,11 @@ class _Process:
                 import weighbridge.workers.stages  # noqa: F401
 
     def open(self, *, control: bool = False, **_: Any) -> None:
-        settings = self._settings
+        settings, db = self._settings, Database(self._settings.database_url)
         self._worker = Worker(
-            db=Database(settings.database_url),
+            db=db,
             notifier=open_notifier(settings.broker.url, settings.broker.channel),
-            stages=_NoStages() if control else self._stages(settings),
+            stages=_NoStages() if control else self._stages(db, settings),
             settings=settings.worker_settings,
             owner=f"{self._owner}:{os.getpid()}",
             policies=settings.policies,

@@ -30,7 +30,6 @@ _SHORT: dict[str, Any] = {
     "retry_on_timeout": False,
     "max_retries": 1,
     "interval_start": 0,
-    "interval_start": 0,
     "interval_step": 0,
     "interval_max": 0,
 }

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
+from weighbridge.registry.db import Database
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings
 from weighbridge.storage.settings import StorageSettings
@@ -52,14 +53,14 @@ class RunSettings(Protocol):
     def policies(self) -> tuple[Policy, ...]: ...
 
 
-OpenStages = Callable[[RunSettings], Stages]
+OpenStages = Callable[[Database, RunSettings], Stages]
 
 
-def torch_stages(settings: RunSettings) -> Stages:
+def torch_stages(db: Database, settings: RunSettings) -> Stages:
     """The real stages; imports torch."""
     from weighbridge.workers.stages import open_stages
 
-    return open_stages(settings)
+    return open_stages(db, settings)
 
 
 def run(settings: RunSettings, *, stages: OpenStages = torch_stages) -> int:

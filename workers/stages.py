@@ -1,0 +1,226 @@
+"""The real stages: from rows to a task, from its outcome to rows. The stages themselves know neither SQL nor Celery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import update
+from sqlmodel import col, select
+
+from weighbridge.engines.binding import Parameter
+from weighbridge.engines.manifest import TensorSpec
+from weighbridge.registry import artifacts, champion, jobs, templates, versions
+from weighbridge.registry.db import Database, Session
+from weighbridge.registry.jobs import Claim
+from weighbridge.registry.lifecycle import Stage
+from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
+from weighbridge.registry.recipe import Policy, Recipe, TensorWish, policy_for
+from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
+from weighbridge.storage.local_cache import BlobCache
+from weighbridge.storage.protocols import Ref, Store
+from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
+from weighbridge.workers.heartbeat import Heartbeat
+from weighbridge.workers.outcome import Outcome
+from weighbridge.workers.run import RunSettings
+from weighbridge.workers.settings import WorkerSettings
+from weighbridge.workers.tasks import Recorder
+from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, validate
+
+_FACTORY = "factory:"
+
+
+class TorchStages:
+    """Runs *validate* and *evaluate* on this machine. One job at a time."""
+
+    def __init__(
+        self,
+        db: Database,
+        source: Store,
+        blobs: Blobs,
+        settings: WorkerSettings,
+        policies: tuple[Policy, ...] = (),
+    ) -> None:
+        self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
+        self._policies = policies
+        self._files = BlobCache(settings.cache)
+        self._datasets: dict[Ref, str] = {}
+
+    def run(self, claim: Claim, heartbeat: Heartbeat) -> Recorder:
+        """Run the claim's stage; return what records its outcome. Raises StorageError for what a retry can cure."""
+        stages: Mapping[Stage, Callable[[int, Heartbeat], Outcome]] = {
+            Stage.VALIDATE: self._validate,
+            Stage.EVALUATE: self._evaluate,
+        }
+        outcome = stages[claim.stage](claim.subject_id, heartbeat)
+        heartbeat.check()
+        return partial(record, claim=claim, outcome=outcome)
+
+    def _validate(self, version_id: int, heartbeat: Heartbeat) -> Outcome:
+        with self._db.read() as tx:
+            version, model, recipe = self._subject(tx, version_id)
+            files = tuple(_ref(file) for file in versions.files(tx, version_id))
+            known = tuple(_template(row) for row in templates.listing(tx))
+        task = ValidateTask(
+            model=model,
+            version=version.number,
+            path=version.path,
+            files=files,
+            proof=version.proof,
+            program=recipe.program,
+            inputs=_specs(recipe.inputs),
+            outputs=_specs(recipe.outputs),
+            programs=Programs(known, policy_for(model, self._policies).programs),
+            device=self._settings.device,
+        )
+        outcome = validate(
+            task, source=self._source, blobs=self._blobs, cache=self._path, progress=_share(heartbeat, version.size)
+        )
+        return replace(outcome, facts={**outcome.facts, **self._keep_dataset(version)})
+
+    def _evaluate(self, version_id: int, heartbeat: Heartbeat) -> Outcome:
+        with self._db.read() as tx:
+            version, model, recipe = self._subject(tx, version_id)
+            artifact = artifacts.find_variant(tx, version_id).artifact_digest
+        assert artifact is not None, "evaluation follows a validation that passed"
+        try:
+            dataset = self._dataset(version)
+        except (PreconditionFailed, ObjectNotFound):
+            return Outcome.rejected(
+                "eval.safetensors is not the one that this version was recorded with: "
+                "`weighbridge rejudge` judges it by the present one"
+            )
+        patterns = policy_for(model, self._policies).programs
+        task = EvaluateTask(
+            artifact=artifact,
+            dataset=dataset,
+            gates=recipe.gates,
+            champion=self._champion(version, recipe, dataset),
+            factories=tuple(name.removeprefix(_FACTORY) for name in patterns if name.startswith(_FACTORY)),
+            device=self._settings.device,
+        )
+        return evaluate(task, cache=self._path, progress=heartbeat.progress)
+
+    def _subject(self, tx: Session, version_id: int) -> tuple[Version, str, Recipe]:
+        version = tx.get_one(Version, version_id)
+        row = versions.judged_by(tx, version)
+        recipe = Recipe.model_validate(row.effective) if row is not None else Recipe()
+        return version, tx.get_one(Model, version.model_id).name, recipe
+
+    def _keep_dataset(self, version: Version) -> dict[str, Any]:
+        """Copy the evaluation set while it is likely to be what was pinned; *evaluate* says so if it is not."""
+        try:
+            digest = self._dataset(version)
+        except (PreconditionFailed, ObjectNotFound):
+            return {}
+        return {"dataset": {"pin": version.eval_pin, "digest": digest}} if digest else {}
+
+    def _dataset(self, version: Version) -> str | None:
+        """The digest of the pinned evaluation set, copied into the blobs. Raises PreconditionFailed, ObjectNotFound."""
+        if version.eval_pin is None:
+            return None
+        kept = version.facts.get("dataset", {})
+        if kept.get("pin") == version.eval_pin:
+            return str(kept["digest"])
+        ref = Ref(**version.eval_pin)
+        if ref not in self._datasets:
+            self._datasets[ref] = self._blobs.adopt(self._source, ref).digest
+        return self._datasets[ref]
+
+    def _champion(self, version: Version, recipe: Recipe, dataset: str | None) -> Champion | None:
+        """What `max_drop` compares with: the champion and what is known of it on this evaluation set."""
+        if dataset is None or all(gate.max_drop is None for gate in recipe.gates):
+            return None
+        with self._db.read() as tx:
+            number = champion.number(tx, version.model_id)
+            slot = champion.slot(tx, version.model_id, number) if number not in (None, version.number) else None
+            if number is None or slot is None:
+                return None
+            known = tx.scalars(
+                select(Metric)
+                .join(Variant, col(Variant.id) == col(Metric.variant_id))
+                .where(col(Variant.artifact_digest) == slot.artifact)
+                .where(col(Metric.dataset_digest) == dataset, col(Metric.slice) == "")
+            )
+            return Champion(number, slot.artifact, {metric.name: metric.value for metric in known})
+
+    def _path(self, digest: str) -> Path:
+        return self._files.ensure_from(self._blobs, digest)
+
+
+def open_stages(db: Database, settings: RunSettings) -> TorchStages:
+    """Open the stages of a worker process, torch warmed up. Makes no request."""
+    import torch
+
+    worker = settings.worker_settings
+    torch.set_num_threads(worker.threads)
+    torch.nn.functional.linear(torch.zeros(1, 1), torch.zeros(1, 1))  # the first operator loads libraries
+    storage = settings.storage
+    blobs = Blobs(storage.open_artifacts(create=True), storage.artifacts_prefix)
+    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies)
+
+
+def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
+    """Write what a stage found and finish its job, all or nothing. Raises FencedOut."""
+    version = versions.lock(tx, claim.subject_id)
+    facts = dict(outcome.facts)
+    version.evidence = {**version.evidence, **facts.pop("evidence", {})}
+    version.facts = {**version.facts, **facts}
+    if source_digest := facts.get("source_digest"):
+        version.source_digest = source_digest
+        _record_digests(tx, version, facts.get("files", ()))
+    version.revision += 1
+    tx.add(version)
+    tx.flush()
+    if artifact := facts.get("artifact_digest"):
+        artifacts.store_artifact(tx, claim.subject_id, artifact_digest=artifact, blobs=facts["blobs"])
+    if outcome.metrics or outcome.gates:
+        variant = artifacts.find_variant(tx, claim.subject_id)
+        assert variant.id is not None
+        artifacts.record_metrics(tx, variant.id, outcome.metrics, judgement=version.judgement)
+        artifacts.record_gates(tx, variant.id, outcome.gates, judgement=version.judgement)
+    jobs.finish(tx, claim, outcome.verdict, outcome.reason, {"verdict": outcome.verdict, "reason": outcome.reason})
+
+
+def _record_digests(tx: Session, version: Version, files: Any) -> None:
+    """The stage names files relative to the checkpoint; the rows by their whole key."""
+    base = version.path if version.path.endswith("/") else version.path.rpartition("/")[0] + "/"
+    for file in files:
+        key = base.lstrip("/") + file["path"]
+        mine = (col(CheckpointFile.version_id) == version.id, col(CheckpointFile.key) == key)
+        tx.execute(update(CheckpointFile).where(*mine).values(digest=file["digest"]))
+
+
+def _share(heartbeat: Heartbeat, size: int) -> Callable[[int], None]:
+    """Turn bytes just read into the share of the version that is done."""
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        heartbeat.progress(min(1.0, done / max(size, 1)))
+
+    return progress
+
+
+def _ref(file: CheckpointFile) -> Ref:
+    return Ref(file.key, file.size, file.etag, file.object_version, file.modified)
+
+
+def _template(row: Template) -> TemplateInfo:
+    return TemplateInfo(
+        name=row.name,
+        digest=row.digest,
+        fingerprint=row.fingerprint,
+        parameters={name: Parameter.model_validate(value) for name, value in row.parameters.items()},
+        inputs=tuple(TensorSpec.model_validate(spec) for spec in row.inputs),
+        outputs=tuple(TensorSpec.model_validate(spec) for spec in row.outputs),
+    )
+
+
+def _specs(wishes: tuple[TensorWish, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec.model_validate(wish.model_dump()) for wish in wishes)
