@@ -91,7 +91,7 @@ class ValkeyNotifier(LocalNotifier):
     def __init__(self, url: str, channel: str) -> None:
         super().__init__()
         options: dict[str, Any] = {"socket_connect_timeout": _SOCKET_SECONDS, "socket_timeout": _SOCKET_SECONDS}
-        self._client = redis.Redis.from_url(_redis_url(url), **options)
+        self._client = redis.Redis.from_url(redis_url(url), **options)
         self._prefix = f"{channel}:bell:"
         self._quiet_until = 0.0
         self._ended = threading.Event()
@@ -155,7 +155,7 @@ def open_notifier(url: str | SecretStr, channel: str) -> Notifier:
     return ValkeyNotifier(plain, channel)
 
 
-def _redis_url(url: str) -> str:
+def redis_url(url: str) -> str:
     """Celery's `redis+socket:///path?virtual_host=0` as the client's `unix:///path?db=0`."""
     parts = urlsplit(url)
     if parts.scheme != "redis+socket":
