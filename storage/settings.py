@@ -51,3 +51,10 @@ class StorageSettings(BaseModel):
         from weighbridge.storage.urls import open_store
 
         return open_store(self.artifacts or self.url, self.s3, create=create)
+
+    def open_models(self) -> Store:
+        """The watched store as publishers see it: keys begin with a model's name. Raises StorageError."""
+        from weighbridge.storage.urls import open_store
+
+        below = self.prefix.strip("/")
+        return open_store(f"{self.url.rstrip('/')}/{below}" if below else self.url, self.s3)

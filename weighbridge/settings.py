@@ -34,6 +34,8 @@ from weighbridge.workers.settings import WorkerSettings
 PREFIX = "WEIGHBRIDGE_"
 CONFIG = "WEIGHBRIDGE_CONFIG"
 FILE = Path("weighbridge.toml")
+SHORT = {"WEIGHBRIDGE_URL": ("registry", "url"), "WEIGHBRIDGE_TOKEN": ("registry", "token")}
+"""What `weighbridge.Client` reads too: short names of two settings, for people who only talk to a registry."""
 
 Path_ = tuple[str, ...]
 
@@ -130,7 +132,7 @@ def load_with_origins(flags: Mapping[str, Any] | None = None, *, config: Path | 
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     sources: list[tuple[str, dict[Path_, Any]]] = [
         (f"file {file}", dict(_leaves(Settings, _read(file))) if file else {}),
-        ("environment", dict(_leaves(Settings, _environment()))),
+        ("environment", _short() | dict(_leaves(Settings, _environment()))),
         ("flag", {tuple(name.split(".")): value for name, value in given.items()}),
     ]
     values: dict[Path_, Any] = {}
@@ -188,6 +190,10 @@ def _environment() -> dict[str, Any]:
         return EnvSettingsSource(Settings)()
     except SettingsError as exc:
         raise ConfigError(f"environment: {exc} (lists and tables are written as JSON)") from exc
+
+
+def _short() -> dict[Path_, Any]:
+    return {path: os.environ[name] for name, path in SHORT.items() if os.environ.get(name)}
 
 
 def _leaves(model: type[BaseModel], data: Any, above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -88,9 +88,9 @@ def _report(error: Exception) -> int:
 
 
 def _register() -> None:
-    from weighbridge.cli import config, roles
+    from weighbridge.cli import alias, config, doctor, fleet, roles, rollouts, template, token, transfer, versions
 
-    for module in (roles, config):
+    for module in (roles, transfer, versions, alias, template, fleet, rollouts, token, config):
         module.register(app)
 
 

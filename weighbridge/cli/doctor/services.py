@@ -1,0 +1,124 @@
+"""The broker, the database, the registry's API and the hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from weighbridge.cli.doctor.finding import Finding
+from weighbridge.cli.exits import Failed
+from weighbridge.cli.session import Session
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from weighbridge.registry.schemas import Host
+
+SILENT = 60.0
+"""Seconds after which a host counts as lost."""
+
+
+def broker(run: Session) -> Iterator[Finding]:
+    """It answers, keeps its data over a restart, and drops nothing when it is full."""
+    url = run.settings.broker.url.get_secret_value()
+    if url.startswith("memory://"):
+        yield Finding("broker", True, "in memory of one process, which is for tests")
+        return
+    redis = _redis(url)
+    try:
+        _ping(redis)
+        yield Finding("broker", True, f"answers: {_server(redis)}")
+        yield from _kept(redis)
+    finally:
+        redis.close()
+
+
+def database(run: Session) -> Iterator[Finding]:
+    """It answers and has this release's schema."""
+    try:
+        from weighbridge.registry.db import Database
+    except ModuleNotFoundError as exc:
+        raise Failed(f"not checked from here: {exc.name} is not installed (weighbridge[registry])") from exc
+    opened = Database(run.settings.database_url)
+    try:
+        opened.check()
+        yield Finding("database", True, f"{opened.url_safe} answers, its schema is this release's")
+    finally:
+        opened.close()
+
+
+def registry(run: Session) -> Iterator[Finding]:
+    """The API answers, and knows us."""
+    with run.client() as client:
+        seen = client.status()
+        waiting = f", {len(seen.waiting)} checkpoints wait (`weighbridge status`)" if seen.waiting else ""
+        yield Finding("registry", True, f"{client.url} answers: {seen.models} models, {seen.hosts} hosts{waiting}")
+
+
+def hosts(run: Session) -> Iterator[Finding]:
+    """Every host was heard of lately, and none of its slots failed."""
+    with run.client() as client:
+        found = list(client.hosts())
+    if not found:
+        yield Finding("hosts", True, "none is enrolled: nothing will be served until `weighbridge host` runs")
+    for host in found:
+        yield _host(host)
+
+
+def _host(host: Host) -> Finding:
+    if host.silent_seconds is None or host.silent_seconds > SILENT:
+        silent = "never called" if host.silent_seconds is None else f"is silent for {host.silent_seconds:.0f} s"
+        fix = f"start it again, or take it out: its state is {host.state}"
+        return Finding(
+            "hosts", host.state == "retired", f"{host.name} {silent}", fix if host.state != "retired" else ""
+        )
+    for assignment in host.assignments:
+        for slot in assignment.observed.slots if assignment.observed else ():
+            if slot.state == "failed":
+                what = f"{host.name}: {assignment.model} {slot.version} failed: {slot.reason}"
+                return Finding(
+                    "hosts", False, what, "see the host's log; `weighbridge rollouts list` tells what follows"
+                )
+    return Finding("hosts", True, f"{host.name} is {host.state}")
+
+
+def _redis(url: str) -> Redis:
+    try:
+        from redis import Redis
+
+        from weighbridge.registry.notify import redis_url
+    except ModuleNotFoundError as exc:
+        raise Failed(f"not checked from here: {exc.name} is not installed (weighbridge[registry])") from exc
+    return Redis.from_url(redis_url(url), socket_connect_timeout=5, socket_timeout=5)
+
+
+def _ping(redis: Redis) -> None:
+    from redis.exceptions import AuthenticationError, RedisError
+
+    try:
+        redis.ping()
+    except AuthenticationError as exc:
+        raise Failed(f"the password is refused ({exc}): correct broker.url") from exc
+    except RedisError as exc:
+        raise Failed(f"does not answer ({exc}): start Valkey or Redis, or correct broker.url") from exc
+
+
+def _server(redis: Redis) -> str:
+    info: Any = redis.info("server")
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    return f"{name} {info.get('valkey_version') or info.get('redis_version')}"
+
+
+def _kept(redis: Redis) -> Iterator[Finding]:
+    """Managed services often forbid CONFIG; then nothing can be said, and nothing is."""
+    from redis.exceptions import RedisError
+
+    try:
+        config: Any = redis.config_get("maxmemory-policy", "appendonly")
+    except RedisError:
+        return
+    policy = config.get("maxmemory-policy", "noeviction")
+    fix = "" if policy == "noeviction" else "set maxmemory-policy noeviction: a full broker must refuse, not forget"
+    yield Finding("broker", policy == "noeviction", f"maxmemory-policy is {policy}", fix)
+    if config.get("appendonly") == "no":
+        yield Finding("broker", True, "appendonly is off: a restart costs time (jobs are sent again), never data")

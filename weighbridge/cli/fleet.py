@@ -1,0 +1,109 @@
+"""What goes on: the status of the whole, hosts, events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weighbridge.cli import output, rollouts, session
+
+if TYPE_CHECKING:
+    from weighbridge.registry.schemas import Event, Host
+
+PANEL = "Fleet"
+
+
+def register(app: typer.Typer) -> None:
+    for command in (status, hosts, events):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+def status(context: typer.Context, json: session.Json = False) -> None:
+    """Say what goes on, and what waits and why.
+
+    Example: weighbridge status
+    """
+    with session.of(context).client() as client:
+        seen = client.status()
+    if json:
+        output.emit(seen)
+        return
+    counts = output.pairs(seen.versions) or "none"
+    typer.echo(
+        f"{seen.models} models, {seen.hosts} hosts; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}"
+    )
+    if seen.waiting:
+        rows = ((f"{c.model}: {c.path}", c.state, c.updated_at, c.reason) for c in seen.waiting)
+        output.table(("checkpoint", "state", "seen", "reason"), rows, title="Waiting or refused")
+    if seen.rollouts:
+        rollouts.table(seen.rollouts)
+
+
+def hosts(context: typer.Context, json: session.Json = False) -> None:
+    """List the hosts: what each should serve, and what it does.
+
+    Example: weighbridge hosts
+    """
+    with session.of(context).client() as client:
+        found = list(client.hosts())
+    if json:
+        output.emit(found)
+        return
+    columns = ("host", "state", "url", "labels", "last heard", "serves")
+    rows = ((h.name, h.state, h.url, output.pairs(h.labels), _heard(h), _serves(h)) for h in found)
+    output.table(columns, rows, empty="no hosts: start one with `weighbridge host`")
+
+
+def events(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    after: Annotated[int | None, typer.Option(help="Only events behind this number.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-M", help="Only this model's.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Only this kind, as in version.ready; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Without --follow: the last so many.")] = 50,
+    json: session.Json = False,
+) -> None:
+    """Print what changed, who or what did it, and why; --json prints one object a line.
+
+    Examples: weighbridge events --follow; weighbridge events --after 120 --model digits
+    """
+    with session.of(context).client() as client:
+        if follow:
+            for event in client.watch(after, model=model, kinds=kind):
+                _line(event, json=json)
+            return
+        start = max(0, client.status().last_seq - limit) if after is None else after
+        # A filter sees fewer: look at everything, and keep the last ones.
+        start = 0 if after is None and (model or kind) else start
+        found: list[Event] = []
+        while page := client.events(start, model=model, kinds=kind):
+            found, start = [*found, *page][-limit:] if after is None else [*found, *page], page[-1].seq
+            if after is not None and len(found) >= limit:
+                found = found[:limit]
+                break
+    for event in found:
+        _line(event, json=json)
+
+
+def _line(event: Event, *, json: bool) -> None:
+    if json:
+        output.emit(event)
+        return
+    what = " ".join(str(part) for part in (event.model, event.version) if part is not None) or event.subject
+    by = f" by {event.actor}" if event.actor else ""
+    why = f": {event.reason}" if event.reason else ""
+    typer.echo(f"{event.seq:>6} {event.created_at:%H:%M:%S} {event.kind:<22} {what}{by}{why}")
+
+
+def _heard(host: Host) -> str:
+    return "never" if host.silent_seconds is None else f"{host.silent_seconds:.0f} s ago"
+
+
+def _serves(host: Host) -> str:
+    parts = []
+    for assignment in host.assignments:
+        slots = assignment.observed.slots if assignment.observed else []
+        states = ", ".join(f"{slot.version} {slot.state}" for slot in slots) or "nothing yet"
+        parts.append(f"{assignment.model}: {states}")
+    return "; ".join(parts)

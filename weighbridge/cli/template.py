@@ -1,0 +1,116 @@
+"""Templates: programs that an operator registers once from trusted code, in this process."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weighbridge.cli import output, session
+from weighbridge.cli.exits import Exit, Failed
+
+if TYPE_CHECKING:
+    from weighbridge.engines.manifest import TensorSpec
+    from weighbridge.registry.client import Client
+    from weighbridge.registry.schemas import Template
+
+group = typer.Typer(no_args_is_help=True, help="Programs from trusted code: add, list.")
+_INPUT = re.compile(r"(?P<name>[^=\s]+)=(?P<datatype>[A-Z0-9]+)\[(?P<shape>[-\d\s,]*)\]")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(group, name="template", rich_help_panel="Models")
+
+
+@group.command()
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The template's name, as recipes write it.")],
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="A function without arguments that makes the module."),
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="NAME=TYPE[SHAPE]", help="In order; -1 is free: 'pixels=FP32[-1,64]'."),
+    ],
+    outputs: Annotated[list[str] | None, typer.Option("--output", metavar="NAME", help="In order.")] = None,
+    json: session.Json = False,
+) -> None:
+    """Export a module that this command imports and runs: your own code, not a bucket's. Weights are left out.
+
+    Example: weighbridge template add digits-mlp train:build --input 'pixels=FP32[-1,64]' --output logits
+    """
+    specs = [parse_input(text) for text in inputs]
+    with session.of(context).client() as client:
+        added = register_template(client, name, reference, specs, tuple(outputs or ("output",)))
+    if json:
+        output.emit(added)
+    else:
+        typer.echo(f"template {name}: {len(added.parameters)} tensors, fingerprint {added.fingerprint[:16]}")
+
+
+@group.command("list")
+def listed(context: typer.Context, json: session.Json = False) -> None:
+    """List the templates. Example: weighbridge template list"""
+    with session.of(context).client() as client:
+        found = list(client.templates())
+    if json:
+        output.emit(found)
+        return
+    rows = ((t.name, len(t.parameters), _specs(t.inputs), _specs(t.outputs), t.created_at) for t in found)
+    output.table(("template", "tensors", "inputs", "outputs", "created"), rows, empty="no templates")
+
+
+def register_template(
+    client: Client, name: str, reference: str, inputs: list[TensorSpec], outputs: tuple[str, ...]
+) -> Template:
+    """Build a template in this process and upload it. Raises Failed, TemplateError, RegistryError."""
+    from weighbridge.engines import template
+
+    built = template.build(_make(reference), inputs, outputs)
+    with tempfile.TemporaryDirectory(prefix="weighbridge-template-") as folder:
+        path = Path(folder) / f"{name.replace('/', '_')}.pt2"
+        path.write_bytes(built.pt2)
+        return client.add_template(
+            name,
+            path,
+            fingerprint=built.fingerprint,
+            parameters={key: value.model_dump(mode="json") for key, value in built.parameters.items()},
+            inputs=[spec.model_dump(mode="json") for spec in built.inputs],
+            outputs=[spec.model_dump(mode="json") for spec in built.outputs],
+        )
+
+
+def parse_input(text: str) -> TensorSpec:
+    """`pixels=FP32[-1,64]`. Raises typer.BadParameter."""
+    from weighbridge.engines.manifest import TensorSpec
+
+    found = _INPUT.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r}: write NAME=TYPE[SHAPE], as in pixels=FP32[-1,64]", param_hint="--input")
+    shape = tuple(int(part) for part in found["shape"].split(",") if part.strip())
+    return TensorSpec(name=found["name"], datatype=found["datatype"], shape=shape)
+
+
+def _make(reference: str) -> Any:
+    """The module that `package.module:factory` makes; the working directory counts, as with `python -m`."""
+    module_name, colon, factory = reference.partition(":")
+    if not colon or not module_name or not factory:
+        raise Failed(f"{reference!r}: write PACKAGE.MODULE:FACTORY", Exit.USAGE)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(import_module(module_name), factory)()
+    except (ImportError, AttributeError) as exc:
+        raise Failed(f"{reference}: {exc}", Exit.NOT_FOUND) from exc
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _specs(specs: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{s['name']}={s['datatype']}{list(s['shape'])}".replace(" ", "") for s in specs)

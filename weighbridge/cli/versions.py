@@ -1,0 +1,147 @@
+"""Models and their versions: list, show, judge again, put away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weighbridge.cli import output, session
+
+if TYPE_CHECKING:
+    from weighbridge.registry.schemas import Version, VersionDetail
+
+PANEL = "Models"
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.", show_default=False)]
+Selector = Annotated[str, typer.Argument(metavar="VERSION", help="A number, an alias, or latest.")]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; kept in the events.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (models, versions, show, rejudge, archive):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+def models(context: typer.Context, json: session.Json = False) -> None:
+    """List the models.
+
+    Example: weighbridge models --json
+    """
+    with session.of(context).client() as client:
+        found = list(client.models())
+    if json:
+        output.emit(found)
+        return
+    rows = ((m.name, m.latest, output.pairs(m.aliases), output.pairs(m.tags), m.created_at) for m in found)
+    output.table(("model", "latest", "aliases", "tags", "created"), rows, empty="no models yet: drop a checkpoint")
+
+
+def versions(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Only this model's.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only of this status: ready, rejected, quarantined …")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    json: session.Json = False,
+) -> None:
+    """List versions, newest first, with the reason of each verdict.
+
+    Example: weighbridge versions digits --status rejected
+    """
+    with session.of(context).client() as client:
+        found = list(islice(client.versions(model, status), limit))
+    if json:
+        output.emit(found)
+        return
+    rows = ((f"{v.model} {v.number}", v.status, v.path, ", ".join(v.aliases), v.created_at, v.reason) for v in found)
+    output.table(("version", "status", "checkpoint", "aliases", "created", "reason"), rows, empty="no versions")
+
+
+def show(context: typer.Context, model: ModelName, version: Selector = "latest", json: session.Json = False) -> None:
+    """Show one version whole: evidence, metrics, gates, files, jobs.
+
+    Examples: weighbridge show digits; weighbridge show digits champion --json
+    """
+    with session.of(context).client() as client:
+        found = client.version(model, version)
+    if json:
+        output.emit(found)
+        return
+    output.table(("", ""), _head(found))
+    for title, columns, rows in _parts(found):
+        if body := list(rows):
+            output.console().print()
+            output.table(columns, body, title=title)
+
+
+def rejudge(
+    context: typer.Context, model: ModelName, version: Selector, reason: Reason = "", json: session.Json = False
+) -> None:
+    """Judge an ended version anew, by the newest recipe and evaluation set.
+
+    Example: weighbridge rejudge digits 4 -m "the gate was too strict"
+    """
+    with session.of(context).client() as client:
+        verdict(client.rejudge(model, version, reason), json=json)
+
+
+def archive(
+    context: typer.Context, model: ModelName, version: Selector, reason: Reason = "", json: session.Json = False
+) -> None:
+    """Put a version away for good; a fleet that serves it goes back.
+
+    Example: weighbridge archive digits 2 -m "trained on the wrong split"
+    """
+    with session.of(context).client() as client:
+        verdict(client.archive(model, version, reason), json=json)
+
+
+def verdict(version: Version, *, json: bool) -> None:
+    """Print where a version stands, in one line."""
+    if json:
+        output.emit(version)
+        return
+    reason = f": {version.reason}" if version.reason else ""
+    typer.echo(f"{version.model} {version.number} is {version.status}{reason}")
+
+
+def _head(v: VersionDetail) -> Iterator[tuple[str, Any]]:
+    yield "version", f"{v.model} {v.number}"
+    yield "status", v.status
+    yield "reason", v.reason
+    yield "checkpoint", v.path
+    yield "complete by", " ".join(filter(None, (v.proof, v.proof_reason, "(unproven)" if v.unproven else "")))
+    yield "size", output.size(v.size)
+    yield "source digest", v.source_digest
+    yield "aliases", ", ".join(v.aliases)
+    yield "tags", output.pairs(v.tags)
+    yield "created", v.created_at
+    for name, value in v.evidence.items():
+        yield f"evidence: {name}", value
+    for ignored in v.recipe_ignored:
+        yield "recipe ignored", ignored
+
+
+def _parts(v: VersionDetail) -> Iterator[tuple[str, tuple[str, ...], Iterator[tuple[Any, ...]]]]:
+    yield (
+        "Variants",
+        ("variant", "status", "artifact", "reason"),
+        ((x.name, x.status, x.artifact_digest, x.reason) for x in v.variants),
+    )
+    yield (
+        "Metrics",
+        ("variant", "metric", "value", "unit", "slice"),
+        ((x.name, m.name, m.value, m.unit, m.slice) for x in v.variants for m in x.metrics),
+    )
+    yield (
+        "Gates",
+        ("variant", "gate", "verdict", "observed", "limit", "reason"),
+        ((x.name, g.gate, g.verdict, g.observed, g.limit, g.reason) for x in v.variants for g in x.gates),
+    )
+    yield "Files", ("file", "size", "digest"), ((f.key, output.size(f.size), f.digest) for f in v.files)
+    yield (
+        "Jobs",
+        ("stage", "state", "verdict", "attempt", "started", "reason"),
+        ((j.stage, j.state, j.verdict, f"{j.attempt}/{j.max_attempts}", j.started_at, j.reason) for j in v.jobs),
+    )
