@@ -88,9 +88,10 @@ def revoke_host(tx: Session, host_id: str) -> None:
     tx.execute(bound.values(revoked_at=db.now()))
 
 
-def listed(tx: Session) -> Sequence[Token]:
-    """Return every token's row, newest first."""
-    return tx.scalars(select(Token).order_by(col(Token.id).desc())).all()
+def listing(tx: Session, *, before: int | None = None, limit: int = 100) -> Sequence[Token]:
+    """Return tokens' rows, newest first, those with an id under `before`."""
+    found = select(Token).order_by(col(Token.id).desc()).limit(limit)
+    return tx.scalars(found if before is None else found.where(col(Token.id) < before)).all()
 
 
 def has_admin(tx: Session) -> bool:

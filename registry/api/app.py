@@ -1,0 +1,78 @@
+"""The app: middleware, routes, handlers."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import FastAPI
+
+from weighbridge import __version__
+from weighbridge.registry.api import (
+    auth,
+    blobs,
+    feed,
+    health,
+    hosts,
+    models,
+    problems,
+    rollouts,
+    templates,
+    tokens,
+    versions,
+)
+from weighbridge.registry.api.context import Context
+from weighbridge.registry.api.pulse import Pulse
+from weighbridge.registry.db import Database
+from weighbridge.registry.notify import Notifier
+from weighbridge.registry.recipe import Policy
+from weighbridge.registry.settings import RegistrySettings
+from weighbridge.storage.blobs import Blobs
+
+_ROOMS = (models, versions, feed, rollouts, hosts, blobs, templates, tokens, health)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address to listen on can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def create_app(
+    db: Database,
+    notifier: Notifier,
+    blobs: Blobs,
+    settings: RegistrySettings,
+    policies: Sequence[Policy] = (),
+) -> FastAPI:
+    """The registry as an ASGI app. It opens and closes nothing that it is given."""
+    pulse = Pulse(db, notifier, settings.poll_seconds)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with pulse.running():
+            yield
+
+    app = FastAPI(
+        title="Weighbridge",
+        version=__version__,
+        description=__doc__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        responses={"default": {"description": "RFC 9457 problem details", "content": {"application/problem+json": {}}}},
+    )
+    app.state.context = Context(db, notifier, blobs, settings, tuple(policies), pulse)
+    for room in _ROOMS:
+        app.include_router(room.router)
+    auth.check_routes(app)
+    problems.add_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(auth.Authentication, db=db, open=is_loopback(settings.host))
+    app.add_middleware(problems.LastResort)
+    return app

@@ -1,0 +1,31 @@
+"""Tokens: created, listed without their secret, revoked. Administrators only."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from weighbridge.registry import schemas, tokens
+from weighbridge.registry.api import views
+from weighbridge.registry.api.auth import Admin, actor
+from weighbridge.registry.api.context import Ctx, Limit, NumberCursor, RowId
+
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+
+
+@router.get("")
+def list_tokens(ctx: Ctx, _: Admin, limit: Limit, after: NumberCursor = None) -> schemas.Page[schemas.Token]:
+    with ctx.db.read() as tx:
+        items = [schemas.Token(**views.fields(row)) for row in tokens.listing(tx, before=after, limit=limit)]
+    return schemas.Page(items=items, next=str(items[-1].id) if len(items) == limit else None)
+
+
+@router.post("", status_code=201)
+def create_token(ctx: Ctx, who: Admin, wish: schemas.TokenWish) -> schemas.NewToken:
+    with ctx.change() as tx:
+        return schemas.NewToken(token=tokens.create(tx, wish.role, wish.name, wish.ttl, wish.host_id, actor=actor(who)))
+
+
+@router.delete("/{token_id}", status_code=204)
+def revoke_token(ctx: Ctx, who: Admin, token_id: RowId) -> None:
+    with ctx.change() as tx:
+        tokens.revoke(tx, token_id, actor=actor(who))

@@ -1,0 +1,81 @@
+"""Versions: listed, one whole, judged anew, put away."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from sqlalchemy import select
+from sqlmodel import col
+
+from weighbridge.registry import schemas, versions
+from weighbridge.registry.api import views
+from weighbridge.registry.api.auth import Approver, Publisher, Reader, actor
+from weighbridge.registry.api.context import Ctx, Limit, Name, NumberCursor, Selector
+from weighbridge.registry.lifecycle import VersionStatus
+from weighbridge.registry.models import Model, Version
+
+router = APIRouter(prefix="/v1", tags=["versions"])
+
+
+@router.get("/versions")
+def list_versions(
+    ctx: Ctx,
+    _: Reader,
+    limit: Limit,
+    model: Annotated[str | None, Query(max_length=255)] = None,
+    status: VersionStatus | None = None,
+    path: Annotated[str | None, Query(max_length=1024)] = None,
+    after: NumberCursor = None,
+) -> schemas.Page[schemas.Version]:
+    """Newest first; of one model, one status, one checkpoint path."""
+    found = select(Version).order_by(col(Version.id).desc()).limit(limit)
+    if model is not None:
+        found = found.join(Model, col(Model.id) == col(Version.model_id)).where(col(Model.name) == model)
+    if status is not None:
+        found = found.where(col(Version.status) == status)
+    if path is not None:
+        found = found.where(col(Version.path) == path)
+    if after is not None:
+        found = found.where(col(Version.id) < after)
+    with ctx.db.read() as tx:
+        rows = tx.scalars(found).all()
+        items = views.version_list(tx, rows)
+    return schemas.Page(items=items, next=str(rows[-1].id) if len(rows) == limit else None)
+
+
+@router.get("/models/{model}/versions/{selector}")
+def get_version(ctx: Ctx, _: Reader, model: Name, selector: Selector, response: Response) -> schemas.VersionDetail:
+    with ctx.db.read() as tx:
+        found = views.version_detail(tx, versions.get(tx, model, selector))
+    response.headers["etag"] = f'"{found.revision}"'
+    return found
+
+
+@router.post("/models/{model}/versions/{selector}/rejudge")
+def rejudge(
+    ctx: Ctx, who: Publisher, model: Name, selector: Selector, decision: schemas.Decision
+) -> schemas.VersionDetail:
+    """Judge an ended version by the newest recipe and evaluation set under today's policy."""
+    with ctx.change("jobs") as tx:
+        version = versions.get(tx, model, selector)
+        versions.rejudge(
+            tx,
+            model,
+            version.number,
+            actor=actor(who, decision.actor),
+            reason=decision.reason,
+            policies=ctx.policies,
+        )
+        return views.version_detail(tx, version)
+
+
+@router.post("/models/{model}/versions/{selector}/archive")
+def archive(
+    ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
+) -> schemas.VersionDetail:
+    """Put a version away for good; a fleet that serves it goes back."""
+    with ctx.change("jobs", "hosts") as tx:
+        number = versions.get(tx, model, selector).number
+        version = versions.archive(tx, model, number, actor=actor(who, decision.actor), reason=decision.reason)
+        return views.version_detail(tx, version)

@@ -1,0 +1,163 @@
+"""Rows as wire types. A page of rows costs a fixed number of queries, whatever its length."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, overload
+
+from sqlalchemy import select, tuple_
+from sqlmodel import SQLModel, col
+
+from weighbridge.registry import catalog, rollouts, schemas, versions
+from weighbridge.registry.db import Session, clock
+from weighbridge.registry.models import (
+    Alias,
+    Assignment,
+    GateResult,
+    Host,
+    Job,
+    Metric,
+    Model,
+    Rollout,
+    Tag,
+    Variant,
+    Version,
+)
+
+
+@overload
+def at(seconds: float) -> datetime: ...
+@overload
+def at(seconds: None) -> None: ...
+def at(seconds: float | None) -> datetime | None:
+    """A time of the database's clock as ISO 8601 wants it."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def fields(row: SQLModel) -> dict[str, Any]:
+    """A row's columns under their names; its times (`…_at`) as datetimes."""
+    return {name: at(value) if name.endswith("_at") else value for name, value in row.model_dump().items()}
+
+
+def models(tx: Session, rows: Sequence[Model]) -> list[schemas.Model]:
+    ids = [row.id for row in rows if row.id is not None]
+    latest = catalog.latest(tx, ids)
+    aliases: dict[int, dict[str, int]] = defaultdict(dict)
+    for alias in tx.scalars(select(Alias).where(col(Alias.model_id).in_(ids)).order_by(col(Alias.name))):
+        aliases[alias.model_id][alias.name] = alias.number
+    tags = _tags(tx, [(model_id, 0) for model_id in ids])
+    return [
+        schemas.Model(
+            **fields(row), latest=latest.get(row.id or 0), aliases=aliases[row.id or 0], tags=tags[(row.id or 0, 0)]
+        )
+        for row in rows
+    ]
+
+
+def version_list(tx: Session, rows: Sequence[Version]) -> list[schemas.Version]:
+    return [schemas.Version(**found) for found in _version_fields(tx, rows)]
+
+
+def version_detail(tx: Session, row: Version) -> schemas.VersionDetail:
+    """One version with everything that hangs on it."""
+    assert row.id is not None
+    recipe = versions.judged_by(tx, row)
+    jobs = select(Job).where(col(Job.subject_type) == "version", col(Job.subject_id) == row.id)
+    return schemas.VersionDetail(
+        **_version_fields(tx, [row])[0],
+        recipe=recipe.effective if recipe else None,
+        recipe_ignored=recipe.ignored if recipe else [],
+        files=[schemas.File(**file.model_dump()) for file in versions.files(tx, row.id)],
+        variants=_variants(tx, row),
+        jobs=[schemas.Job(**fields(job)) for job in tx.scalars(jobs.order_by(col(Job.id)))],
+    )
+
+
+def _version_fields(tx: Session, rows: Sequence[Version]) -> list[dict[str, Any]]:
+    keys = [(row.model_id, row.number) for row in rows]
+    names = _names(tx, {row.model_id for row in rows})
+    aliases: dict[tuple[int, int], list[str]] = defaultdict(list)
+    named = select(Alias).where(tuple_(col(Alias.model_id), col(Alias.number)).in_(keys)).order_by(col(Alias.name))
+    for alias in tx.scalars(named):
+        aliases[(alias.model_id, alias.number)].append(alias.name)
+    tags = _tags(tx, keys)
+    return [
+        {**fields(row), "model": names[row.model_id], "aliases": aliases[key], "tags": tags[key]}
+        for row, key in zip(rows, keys, strict=True)
+    ]
+
+
+def _names(tx: Session, model_ids: Iterable[int]) -> Mapping[int, str]:
+    rows = tx.execute(select(col(Model.id), col(Model.name)).where(col(Model.id).in_(list(model_ids))))
+    return {model_id: name for model_id, name in rows if model_id is not None}
+
+
+def _tags(tx: Session, keys: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], dict[str, str]]:
+    found: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
+    mine = select(Tag).where(tuple_(col(Tag.model_id), col(Tag.number)).in_(keys)).order_by(col(Tag.key))
+    for tag in tx.scalars(mine):
+        found[(tag.model_id, tag.number)][tag.key] = tag.value
+    return found
+
+
+def _variants(tx: Session, version: Version) -> list[schemas.Variant]:
+    """The variants, with what the present judgement found of each."""
+    rows = tx.scalars(select(Variant).where(col(Variant.version_id) == version.id).order_by(col(Variant.id))).all()
+    ids = [row.id for row in rows]
+    metrics: dict[int, list[schemas.Metric]] = defaultdict(list)
+    measured = select(Metric).where(col(Metric.variant_id).in_(ids), col(Metric.judgement) == version.judgement)
+    for metric in tx.scalars(measured.order_by(col(Metric.id))):
+        metrics[metric.variant_id].append(schemas.Metric(**metric.model_dump()))
+    gates: dict[int, list[schemas.GateResult]] = defaultdict(list)
+    judged = select(GateResult).where(
+        col(GateResult.variant_id).in_(ids), col(GateResult.judgement) == version.judgement
+    )
+    for gate in tx.scalars(judged.order_by(col(GateResult.id))):
+        gates[gate.variant_id].append(schemas.GateResult(**gate.model_dump()))
+    return [schemas.Variant(**row.model_dump(), metrics=metrics[row.id or 0], gates=gates[row.id or 0]) for row in rows]
+
+
+def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:
+    now = clock(tx)
+    held: dict[str, list[schemas.AssignmentView]] = defaultdict(list)
+    mine = (
+        select(Assignment, col(Model.name))
+        .join(Model, col(Model.id) == col(Assignment.model_id))
+        .where(col(Assignment.host_id).in_([row.id for row in rows]))
+        .order_by(col(Model.name))
+    )
+    for assignment, model in tx.execute(mine):
+        held[assignment.host_id].append(_assignment(assignment, model))
+    return [
+        schemas.Host(
+            **fields(row),
+            silent_seconds=None if row.seen_at is None else max(now - row.seen_at, 0.0),
+            assignments=held[row.id],
+        )
+        for row in rows
+    ]
+
+
+def _assignment(row: Assignment, model: str) -> schemas.AssignmentView:
+    found = fields(row) | {"model": model, "observed": row.observed or None}
+    return schemas.AssignmentView.model_validate(found)
+
+
+def rollout_list(tx: Session, rows: Sequence[Rollout]) -> list[schemas.Rollout]:
+    names = _names(tx, {row.model_id for row in rows})
+    return [_rollout(row, names[row.model_id]) for row in rows]
+
+
+def rollout_detail(tx: Session, row: Rollout) -> schemas.Rollout:
+    """One rollout with its steps."""
+    assert row.id is not None
+    steps = [schemas.RolloutStep(**fields(step)) for step in rollouts.steps(tx, row.id)]
+    return rollout_list(tx, [row])[0].model_copy(update={"steps": steps})
+
+
+def _rollout(row: Rollout, model: str) -> schemas.Rollout:
+    found = fields(row) | {"model": model, "fleet": json.loads(row.fleet), "waves": row.settings.get("waves", [])}
+    return schemas.Rollout.model_validate(found)
