@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="requests/s; makes it an open loop")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--skip", type=float, default=0.5)
-    parser.add_argument("--latencies", action="store_true", help="print every (due, latency) too, seconds")
+    parser.add_argument("--latencies", type=Path, help="write every [due, latency] to this JSON file, seconds")
     options = parser.parse_args()
     request = build_request(options.address, options.path, options.body.read_bytes(), tuple(options.header))
     began = time.perf_counter()
@@ -172,7 +172,7 @@ def main() -> None:
     results = uvloop.run(loop)
     summary = results.summary(began + options.skip)
     if options.latencies:
-        summary["latencies"] = list(zip(results.due, results.latencies, strict=True))
+        options.latencies.write_text(json.dumps(list(zip(results.due, results.latencies, strict=True))))
     print(json.dumps(summary))
 
 

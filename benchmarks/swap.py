@@ -23,7 +23,8 @@ NEAR = 0.5
 
 def start_load(url: str, body: Path, rate: float, seconds: float) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / "http_load.py"), url, "/v2/models/mlp/infer", "--body", str(body)]
-    command += ["--rate", str(rate), "--seconds", str(seconds), "--latencies"]
+    command += ["--rate", str(rate), "--seconds", str(seconds)]
+    command += ["--latencies", str(body.with_name("latencies.json"))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -50,6 +51,7 @@ def swap_under_load(data: Path, swaps: int, rate: float) -> tuple[dict[str, Any]
     events = [json.loads(host.stdout.readline()) for _ in range(swaps)]
     load.send_signal(2)
     swapping = result(load)
+    swapping["latencies"] = json.loads((data / "latencies.json").read_text())
     host.communicate()
     return steady, swapping, events
 
