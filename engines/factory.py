@@ -43,6 +43,15 @@ def allowed_factory(reference: str, allowed: Sequence[str]) -> Callable[[], nn.M
     return load_factory(reference)
 
 
+def make(reference: str, allowed: Sequence[str]) -> nn.Module:
+    """Call an allowed factory. Raises LoadError, also for whatever its own code raises."""
+    factory = allowed_factory(reference, allowed)
+    try:
+        return factory()
+    except Exception as exc:
+        raise LoadError(f"factory {reference} failed: {type(exc).__name__}: {exc}") from exc
+
+
 def _from_name(name: str, reference: str) -> ModuleType:
     try:
         return importlib.import_module(name)

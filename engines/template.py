@@ -82,10 +82,13 @@ def open_template(path: Path, digest: str, device: str = "cpu") -> nn.Module:
 
 def _load(pt2: bytes, device: str) -> nn.Module:
     with _quiet():
-        program = torch.export.load(io.BytesIO(pt2))
-        if device != "cpu":
-            program = torch.export.passes.move_to_device_pass(program, device)
-        module = program.module(check_guards=False)
+        try:
+            program = torch.export.load(io.BytesIO(pt2))
+            if device != "cpu":
+                program = torch.export.passes.move_to_device_pass(program, device)
+            module = program.module(check_guards=False)
+        except RuntimeError as exc:
+            raise LoadError(f"torch {torch.__version__} cannot open the template on {device}: {exc}") from exc
     # Inputs are checked against their TensorSpecs; without pytrees and hooks a small call costs a third.
     module.graph.set_codegen(CodeGen())
     module.recompile()

@@ -13,8 +13,8 @@ from torch import nn
 
 from weighbridge.engines import datatypes, tensors
 from weighbridge.engines.binding import Parameter, bind
-from weighbridge.engines.errors import EngineError, LoadError
-from weighbridge.engines.factory import allowed_factory
+from weighbridge.engines.errors import EngineError, InvalidInput, LoadError
+from weighbridge.engines.factory import make
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import Arrays, BlobPath
 from weighbridge.engines.template import describe, describe_parameters, flat, open_template
@@ -32,26 +32,37 @@ class TorchEngine:
             torch.set_num_threads(threads)
 
     def load(self, manifest: Manifest, blobs: BlobPath, *, device: str = "cpu") -> TorchSession:
-        """Load, bind and prepare. Raises LoadError."""
+        """Load, bind and prepare. Raises LoadError.
+
+        Weights of another floating dtype than the program's run in theirs; a program that cannot (it fixes dtypes
+        inside) gets them cast to its own.
+        """
+        session = self._bind(manifest, blobs, device, native=True)
+        if session.casts and not _runs(session):
+            return self._bind(manifest, blobs, device, native=False)
+        return session
+
+    def _bind(self, manifest: Manifest, blobs: BlobPath, device: str, *, native: bool) -> TorchSession:
         module = self._program(manifest, blobs, device)
         parameters = describe_parameters(module)
         weights = _bound(manifest, _weights(manifest, blobs, device), parameters)
-        dtype = _compute_dtype(weights)
-        _fit(weights, parameters, dtype)
+        own = {name: datatypes.to_torch(datatypes.from_safetensors(its.dtype)) for name, its in parameters.items()}
+        dtype = _other_dtype(weights, own) if native else None
+        if dtype is None:
+            weights = {name: value.to(own[name]) for name, value in weights.items()}
         try:
             module.load_state_dict(weights, assign=True, strict=True)
         except RuntimeError as exc:
             raise LoadError(f"{manifest.program.name}: {exc}") from exc
         if dtype is not None:
             _cast_constants(module, dtype)
-        module.requires_grad_(False)
-        return TorchSession(module, manifest, device, dtype)
+        return TorchSession(module.requires_grad_(False), manifest, device, dtype)
 
     def _program(self, manifest: Manifest, blobs: BlobPath, device: str) -> nn.Module:
         program = manifest.program
         if program.kind == "factory":
             # Real values on CPU first: a non-persistent buffer made on `meta` would answer wrong, silently.
-            return allowed_factory(program.name, self._factories)().eval().to(device)
+            return make(program.name, self._factories).eval().to(device)
         if program.digest is None:
             raise LoadError(f"template {program.name}: the manifest names no digest")
         return open_template(blobs(program.digest), program.digest, device)
@@ -82,6 +93,11 @@ class TorchSession:
                 spec.name: datatypes.tensor_to_array(result.to(wanted))
                 for spec, result, wanted in zip(self.outputs, results, self._wanted, strict=True)
             }
+
+    @property
+    def casts(self) -> bool:
+        """Whether it runs in another floating dtype than the program's own."""
+        return self._dtype is not None
 
     def close(self) -> None:
         """Let the weights go."""
@@ -126,17 +142,21 @@ def _bound(
     return weights
 
 
-def _compute_dtype(weights: dict[str, torch.Tensor]) -> torch.dtype | None:
-    """The floating dtype that all weights share (the program runs in it), or None: the program's own dtypes."""
+def _other_dtype(weights: dict[str, torch.Tensor], own: dict[str, torch.dtype]) -> torch.dtype | None:
+    """The floating dtype that all weights share, where it is not the program's; None: nothing to cast."""
     dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else None
+    differs = any(value.dtype is not own[name] for name, value in weights.items())
+    return dtypes.pop() if differs and len(dtypes) == 1 else None
 
 
-def _fit(weights: dict[str, torch.Tensor], parameters: dict[str, Parameter], dtype: torch.dtype | None) -> None:
-    """Cast in place to the program's own dtypes where the weights share none."""
-    if dtype is None:
-        for name, value in weights.items():
-            weights[name] = value.to(datatypes.to_torch(datatypes.from_safetensors(parameters[name].dtype)))
+def _runs(session: TorchSession) -> bool:
+    try:
+        session.infer(tensors.synthetic(session.inputs, size=2, seed=0))
+    except InvalidInput:
+        return True  # nothing to try it with
+    except EngineError:
+        return False
+    return True
 
 
 def _cast_constants(module: nn.Module, dtype: torch.dtype) -> None:

@@ -105,11 +105,11 @@ def _by_factory(
         raise Unbound(f"factory:{factory} is not allowed by the operator (allowed: {', '.join(programs.allowed)})")
     if not inputs or not outputs:
         raise Unbound(f"factory:{factory} needs inputs and outputs in recipe.yaml")
-    from weighbridge.engines.factory import allowed_factory
+    from weighbridge.engines.factory import make
     from weighbridge.engines.template import describe_parameters
 
     try:
-        parameters = describe_parameters(allowed_factory(factory, [factory])())
+        parameters = describe_parameters(make(factory, [factory]))
         binding = bind(tensors, parameters, cast=True)
     except LoadError as exc:
         raise Unbound(f"the tensors are not those of factory {factory}: {exc}") from exc

@@ -65,8 +65,7 @@ class BadDataset(Exception):
 def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float], None] | None = None) -> Outcome:
     """Score an artifact and judge its gates; `progress` is called with the share done, 0 to 1.
 
-    `cache` gives a blob as a local file. Raises LookupError for one that is not there yet, EngineError where the
-    *champion* does not run, and nothing else.
+    `cache` gives a blob as a local file. Raises only what that raises (a retry may cure it).
     """
     if task.dataset is None:
         return _unmeasured(task, "there is no eval.safetensors")
@@ -76,7 +75,8 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
         return _unmeasured(task, f"eval.safetensors: {wrong}")
     except EngineError as wrong:
         return Outcome.rejected(f"the artifact does not run on eval.safetensors: {wrong}")
-    results = [result for gate in task.gates for result in _judge(gate, scores, task, cache)]
+    compared = _champion(task, task.dataset, cache)
+    results = [result for gate in task.gates for result in _judge(gate, scores, compared)]
     facts = {"dataset_digest": task.dataset, "count": scores.count, "evidence": {"evaluated": True}}
     rows: dict[str, Any] = {"gates": results, "metrics": _metrics(scores, task.dataset)}
     failed = [result.reason for result in results if result.verdict == "failed"]
@@ -97,13 +97,36 @@ def _unmeasured(task: EvaluateTask, reason: str) -> Outcome:
     return Outcome.rejected(f"the gates cannot be judged: {reason}", facts, gates=gates)
 
 
-def _judge(gate: Gate, scores: Scores, task: EvaluateTask, cache: BlobPath) -> list[GateResult]:
+@dataclass(frozen=True)
+class _Compared:
+    """The champion's scores on the same set, or why there are none; `number` is None without a champion."""
+
+    number: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> _Compared:
+    """Evaluated again only where a `max_drop` needs a number that is not known."""
+    champion = task.champion
+    if champion is None:
+        return _Compared()
+    if {gate.metric for gate in task.gates if gate.max_drop is not None} <= champion.scores.keys():
+        return _Compared(champion.number, champion.scores)
+    try:
+        scores = _score(champion.artifact, dataset, task, cache, None)
+    except (BadDataset, EngineError) as wrong:
+        return _Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
+    return _Compared(champion.number, {name: float(getattr(scores, name)) for name in METRICS})
+
+
+def _judge(gate: Gate, scores: Scores, compared: _Compared) -> list[GateResult]:
     """One result per bound of a gate."""
     seen = float(getattr(scores, gate.metric))
     results = []
     for bound, limit in _bounds(gate):
         if bound == "max_drop":
-            results.append(_judge_drop(gate.metric, limit, seen, task, cache))
+            results.append(_judge_drop(gate.metric, limit, seen, compared))
             continue
         passed = seen >= limit if bound == "min" else seen <= limit
         sign = {("min", True): "≥", ("min", False): "<", ("max", True): "≤", ("max", False): ">"}[bound, passed]
@@ -112,15 +135,13 @@ def _judge(gate: Gate, scores: Scores, task: EvaluateTask, cache: BlobPath) -> l
     return results
 
 
-def _judge_drop(metric: str, limit: float, seen: float, task: EvaluateTask, cache: BlobPath) -> GateResult:
-    """Against the champion on the same evaluation set; evaluated again if its number on it is not known."""
-    champion = task.champion
-    if champion is None or task.dataset is None:
-        reason = f"{metric}: there is no champion to compare with"
-        return GateResult(gate=f"{metric}.max_drop", verdict="not_applicable", limit=limit, reason=reason)
-    known = champion.scores.get(metric)
-    if known is None:
-        known = float(getattr(_score(champion.artifact, task.dataset, task, cache, None), metric))
+def _judge_drop(metric: str, limit: float, seen: float, champion: _Compared) -> GateResult:
+    """A champion that cannot be compared with fails the gate; none at all leaves the decision to `min`."""
+    if champion.number is None or champion.reason:
+        reason = f"{metric}: {champion.reason or 'there is no champion to compare with'} (max_drop {limit:g})"
+        verdict = "failed" if champion.reason else "not_applicable"
+        return GateResult(gate=f"{metric}.max_drop", verdict=verdict, limit=limit, reason=reason)
+    known = champion.scores[metric]
     drop = known - seen
     passed = drop <= limit + 1e-12  # 0.9 − 0.8 is a little more than 0.1
     reason = f"{metric} {seen:.4g} is {abs(drop):.4g} {'below' if drop > 0 else 'above'} champion {champion.number}'s"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.engines import INPUTS, LocalBlobs, make_checkpoint, small_mlp, weights
+from safetensors.numpy import save_file
 from torch import nn
 
 from weighbridge.engines import datatypes, golden, template
@@ -60,6 +61,43 @@ def test_half_weights_take_float32_inputs(
     logits = session.infer({"pixels": pixels})["logits"]
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, eager(pixels), rtol=0.1, atol=0.2)
+
+
+class Fixed(nn.Module):
+    """Says its dtypes inside: bf16 weights against an explicit float32; and keeps a float64 constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.register_buffer("fine", torch.full((2,), 1 / 3, dtype=torch.float64), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(x.float()).double() + self.fine
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_program_that_fixes_its_dtypes_keeps_them(
+    tmp_path: Path, make_manifest: Make, local_blobs: LocalBlobs, dtype: str
+) -> None:
+    """Half weights are cast to the program's dtype where it runs in no other; constants keep their precision."""
+    module = Fixed()
+    made = template.build(module, [TensorSpec(name="x", datatype="FP32", shape=(-1, 4))], ["y"])
+    numpy_dtype = datatypes.to_numpy(datatypes.from_safetensors(dtype))
+    state = {name: value.detach().numpy().astype(numpy_dtype) for name, value in module.state_dict().items()}
+    save_file(state, tmp_path / "f.safetensors")
+    manifest = make_manifest(make_checkpoint(tmp_path / "x.safetensors")).model_copy(
+        update={
+            "files": (manifest_file(tmp_path / "f.safetensors", local_blobs),),
+            "program": Program(kind="template", name="f", digest=local_blobs.add(made.pt2)),
+            "binding": {name: name for name in state},
+            "inputs": made.inputs,
+            "outputs": made.outputs,
+        }
+    )
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    seen = load(manifest, local_blobs).infer({"x": x})["y"]
+    module.load_state_dict({name: torch.from_numpy(value.astype(np.float32)) for name, value in state.items()})
+    np.testing.assert_allclose(seen, module(torch.from_numpy(x)).detach().numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +197,6 @@ def test_tied_weights_may_be_left_out(tmp_path: Path, local_blobs: LocalBlobs, m
     only = {"embed.weight": Parameter(shape=(12, 4), dtype="F32")}
     assert bind(only, made.parameters) == {"embed.weight": "embed.weight"}
     path = tmp_path / "t.safetensors"
-    from safetensors.numpy import save_file
-
     save_file({"embed.weight": module.embed.weight.detach().numpy()}, path)
     manifest = make_manifest(make_checkpoint(tmp_path / "x.safetensors")).model_copy(
         update={

@@ -80,6 +80,16 @@ def test_max_drop_compares_with_the_champion(bench: Bench) -> None:
     assert [one.verdict for one in alone.gates] == ["passed", "not_applicable"]
 
 
+def test_a_champion_that_cannot_be_compared_with_fails_the_gate(bench: Bench) -> None:
+    """It takes other inputs, say: nobody knows the drop, so nothing passes by it."""
+    broken = Manifest.model_validate_json(bench.blobs(bench.other).read_bytes())
+    inputs = (broken.inputs[0].model_copy(update={"name": "image"}),)
+    champion = Champion(3, bench.blobs.add(broken.model_copy(update={"inputs": inputs}).canonical()))
+    outcome = bench.run(Gate(metric="accuracy", max_drop=0.5), champion=champion)
+    assert outcome.verdict == "rejected"
+    assert "champion 3 cannot be evaluated on this set: image is missing" in outcome.reason
+
+
 def test_a_gate_without_evidence_is_not_passed(bench: Bench) -> None:
     """No set: not applicable where no gate stands, rejected where one does."""
     assert bench.run(dataset=None).verdict == "not_applicable"
