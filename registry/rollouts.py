@@ -123,7 +123,13 @@ def withdraw(tx: Session, version: Version, reason: str) -> None:
 
 
 def converge_champion(tx: Session) -> list[str]:
-    """Repair drift: give every host that joined a fleet what the fleet serves. Returns the ids of the hosts changed."""
+    """Repair drift: give every host that joined a fleet what the fleet serves. Returns the ids of the hosts changed.
+
+    Rollouts that hold look again: the host that they miss may be the one that joined.
+    """
+    for rollout_id in tx.scalars(select(Rollout.id).where(Rollout.status == RolloutStatus.HOLDING)):
+        assert rollout_id is not None
+        jobs.wake(tx, "rollout", rollout_id)
     return champion.converge(tx)
 
 

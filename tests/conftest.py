@@ -8,4 +8,5 @@ pytest_plugins: list[str] = [
     "fixtures.engines",
     "fixtures.postgres",
     "fixtures.registry",
+    "fixtures.broker",
 ]
