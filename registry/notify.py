@@ -119,6 +119,7 @@ class ValkeyNotifier(LocalNotifier):
         """End the thread and the connections."""
         self._ended.set()
         if self._thread is not None:
+            self.ring("end")  # Nobody listens to it, but the thread wakes up.
             self._thread.join(_SOCKET_SECONDS + _POLL_SECONDS)
         self._client.close()
 

@@ -206,6 +206,7 @@ def parse(text: str | bytes, *, name: str = "recipe.yaml") -> Recipe:
     try:
         if isinstance(text, bytes):
             text = text.decode()
+        _refuse_bombs(text, name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except UnicodeDecodeError as exc:
@@ -226,6 +227,21 @@ def parse(text: str | bytes, *, name: str = "recipe.yaml") -> Recipe:
             for error in exc.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise InvalidRecipe("; ".join(problems)) from exc
+
+
+_MAX_CHARACTERS, _MAX_DEPTH = 64 << 10, 16
+
+
+def _refuse_bombs(text: str, name: str) -> None:
+    """The bucket is untrusted: bound what YAML makes of a few bytes. Raises InvalidRecipe."""
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidRecipe(f"{name}: {len(text)} characters, a recipe has at most {_MAX_CHARACTERS}")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+            rule = f"nested deeper than {_MAX_DEPTH}" if depth > _MAX_DEPTH else "aliases (*name) are not read"
+            raise InvalidRecipe(f"{name} line {event.start_mark.line + 1}: {rule}")
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:

@@ -1,0 +1,123 @@
+"""What follows from what: the plan as a table, and the transitions as rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from weighbridge.registry import lifecycle
+from weighbridge.registry.lifecycle import (
+    TRANSITIONS,
+    IllegalTransition,
+    JobState,
+    JobView,
+    Plan,
+    RolloutStatus,
+    Stage,
+    Verdict,
+    VersionStatus,
+    plan,
+)
+
+V, S = VersionStatus, Stage
+WAITS = Plan(V.DISCOVERED, "")
+
+
+def job(stage: Stage, outcome: JobState | Verdict) -> JobView:
+    """A job that is in this state, or done with this verdict; its reason says its stage."""
+    if isinstance(outcome, Verdict):
+        return JobView(stage, JobState.DONE, outcome, f"{stage} says")
+    return JobView(stage, outcome, None, f"{stage} error")
+
+
+QUEUED, RUNNING, FAILED, PASSED = JobState.QUEUED, JobState.RUNNING, JobState.FAILED, Verdict.PASSED
+
+TABLE = [
+    # status, fast lane, validate, evaluate → plan
+    (V.DISCOVERED, False, None, None, Plan(V.DISCOVERED, "", (S.VALIDATE,))),
+    (V.DISCOVERED, True, None, None, Plan(V.DISCOVERED, "", (S.VALIDATE,))),
+    (V.DISCOVERED, False, QUEUED, None, WAITS),
+    (V.DISCOVERED, False, RUNNING, None, WAITS),
+    (V.DISCOVERED, True, RUNNING, None, WAITS),
+    (V.DISCOVERED, False, JobState.CANCELLED, None, WAITS),
+    (V.DISCOVERED, False, PASSED, None, Plan(V.DISCOVERED, "validate says", (S.EVALUATE,))),
+    (V.DISCOVERED, True, PASSED, None, Plan(V.READY, "validate says", (S.EVALUATE,))),
+    (V.DISCOVERED, False, Verdict.REJECTED, None, Plan(V.REJECTED, "validate says")),
+    (V.DISCOVERED, True, Verdict.REJECTED, None, Plan(V.REJECTED, "validate says")),
+    (V.DISCOVERED, False, Verdict.QUARANTINED, None, Plan(V.QUARANTINED, "validate says")),
+    (V.DISCOVERED, False, Verdict.NEEDS_BINDING, None, Plan(V.NEEDS_BINDING, "validate says")),
+    (V.DISCOVERED, False, Verdict.SUPERSEDED, None, Plan(V.SUPERSEDED, "validate says")),
+    (V.DISCOVERED, False, FAILED, None, Plan(V.QUARANTINED, "validate did not finish: validate error")),
+    (V.DISCOVERED, False, PASSED, QUEUED, WAITS),
+    (V.DISCOVERED, False, PASSED, RUNNING, WAITS),
+    (V.DISCOVERED, False, PASSED, PASSED, Plan(V.READY, "evaluate says")),
+    (V.DISCOVERED, False, PASSED, Verdict.NOT_APPLICABLE, Plan(V.READY, "evaluate says")),
+    (V.DISCOVERED, False, PASSED, Verdict.REJECTED, Plan(V.REJECTED, "evaluate says")),
+    (V.DISCOVERED, False, PASSED, FAILED, Plan(V.REJECTED, "evaluate did not finish: evaluate error")),
+    (V.DISCOVERED, False, RUNNING, PASSED, WAITS),
+    (V.DISCOVERED, False, FAILED, PASSED, Plan(V.QUARANTINED, "validate did not finish: validate error")),
+    (V.DISCOVERED, True, PASSED, QUEUED, Plan(V.READY, "validate says")),
+    (V.READY, True, PASSED, RUNNING, Plan(V.READY, "validate says")),
+    (V.READY, True, PASSED, PASSED, Plan(V.READY, "evaluate says")),
+    (V.READY, True, PASSED, Verdict.REJECTED, Plan(V.REJECTED, "evaluate says")),
+    (V.READY, True, PASSED, FAILED, Plan(V.REJECTED, "evaluate did not finish: evaluate error")),
+    (V.READY, False, PASSED, PASSED, Plan(V.READY, "evaluate says")),
+]
+
+
+@pytest.mark.parametrize(("status", "fast", "validate", "evaluate", "expected"), TABLE)
+def test_plan(
+    status: VersionStatus,
+    fast: bool,
+    validate: JobState | Verdict | None,
+    evaluate: JobState | Verdict | None,
+    expected: Plan,
+) -> None:
+    """Status and jobs name the next status and jobs, in both lanes."""
+    jobs = [job(stage, seen) for stage, seen in ((S.VALIDATE, validate), (S.EVALUATE, evaluate)) if seen is not None]
+    for order in (jobs, jobs[::-1]):
+        assert plan(status, "", fast=fast, jobs=order) == expected
+
+
+@pytest.mark.parametrize("status", [status for status in V if status not in (V.DISCOVERED, V.READY)])
+def test_an_ended_version_plans_nothing(status: VersionStatus) -> None:
+    """Whatever its jobs say afterwards."""
+    late = [job(S.VALIDATE, Verdict.PASSED), job(S.EVALUATE, Verdict.REJECTED)]
+    assert plan(status, "why", fast=False, jobs=late) == Plan(status, "why")
+    assert plan(status, "why", fast=False, jobs=[]) == Plan(status, "why")
+
+
+@pytest.mark.parametrize(("status", "fast", "validate", "evaluate", "expected"), TABLE)
+def test_a_plan_is_legal(status: VersionStatus, fast: bool, validate: object, evaluate: object, expected: Plan) -> None:
+    """Every change of status in the table is allowed by the transitions."""
+    if expected.status is not status:
+        lifecycle.check(status, expected.status)
+
+
+def test_an_illegal_transition_says_what_is_allowed() -> None:
+    """The error carries both ends and names the ways out."""
+    with pytest.raises(
+        IllegalTransition, match="VersionStatus ready cannot become discovered; allowed: archived"
+    ) as bad:
+        lifecycle.check(V.READY, V.DISCOVERED)
+    assert (bad.value.old, bad.value.new) == (V.READY, V.DISCOVERED)
+    with pytest.raises(IllegalTransition, match="nothing: it is an end"):
+        lifecycle.check(RolloutStatus.FINISHED, RolloutStatus.RUNNING)
+
+
+def test_transitions_are_complete() -> None:
+    """Every status of versions and rollouts has its row, and stays among its own kind."""
+    assert set(TRANSITIONS) == {*VersionStatus, *RolloutStatus}
+    for old, allowed in TRANSITIONS.items():
+        assert all(type(new) is type(old) for new in allowed)
+        assert old not in allowed
+
+
+def test_every_active_rollout_can_end() -> None:
+    """From every active status some end is reachable, and no end is active."""
+    ends = {status for status in RolloutStatus if not TRANSITIONS[status]}
+    assert ends.isdisjoint(lifecycle.ACTIVE_ROLLOUT)
+    for status in lifecycle.ACTIVE_ROLLOUT:
+        reached = {status}
+        while more := {new for old in reached for new in TRANSITIONS[old] if isinstance(new, RolloutStatus)} - reached:
+            reached |= more
+        assert reached & ends
