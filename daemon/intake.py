@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from weighbridge.daemon.layout import Group, Layout, Wishes
 from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ACTOR = "intake"
 _LONGEST_PAUSE = 60.0
+_OLD = 60.0
+"""Seconds: files older than this settled before we came, whatever the clocks of stores and machines."""
 
 
 class Intake:
@@ -46,12 +49,14 @@ class Intake:
         looks: Looks,
         *,
         policies: Sequence[Policy] = (),
+        settle_seconds: float = 0.0,
         rescan: Callable[[str], None] = lambda prefix: None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._layout, self._db, self._notifier, self._looks = store, layout, db, notifier, looks
         self._policies, self._rescan, self._wake, self._clock = tuple(policies), rescan, wake, clock
+        self._settle = settle_seconds
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         """Models whose recipe or evaluation set changed."""
@@ -110,16 +115,31 @@ class Intake:
             raise
 
     def _look(self, group: Group) -> None:
-        keep = True
+        then = self._looks.again
         try:
-            keep = isinstance(self.look(group), Waits)
+            now = datetime.now(UTC)
+            finding = look(self._store, self._layout, group, now=now)
+            if (wait := self._unsettled(group, finding, now)) > 0:
+                then = partial(self._looks.again_in, seconds=wait)
+                return
+            self._record(group, finding)
+            if not isinstance(finding, Waits):
+                then = self._looks.forget
         except AWAY:
             raise  # Nothing was found out. The loop says so, once, and backs off.
         except Exception as error:
             # One checkpoint that cannot be looked at holds up no other.
             log.warning("%s cannot be looked at: %s", group.path, error, exc_info=not isinstance(error, StorageError))
         finally:
-            (self._looks.again if keep else self._looks.forget)(group, self._clock())
+            then(group, now=self._clock())
+
+    def _unsettled(self, group: Group, finding: Finding, now: datetime) -> float:
+        """Seconds to wait for companions that may follow; quiet is proven by the files' age, or by watching it."""
+        if not isinstance(finding, Found) or not finding.may_grow(group):
+            return 0.0
+        if (now - finding.newest).total_seconds() >= _OLD:
+            return 0.0
+        return self._settle - self._looks.unchanged(group, finding.seen, self._clock())
 
     def _record(self, group: Group, finding: Finding) -> None:
         if isinstance(finding, Gone) and not self._known(group):

@@ -52,11 +52,17 @@ class Found:
     seen: str
     recipe_text: str | None
     eval_pin: Ref | None
+    newest: datetime
+    """When the last of its files was written, by the store's clock."""
     wrong: str | None = None
 
     @property
     def unproven(self) -> bool:
         return self.proof == completeness.Proof.P3
+
+    def may_grow(self, group: Group) -> bool:
+        """Whether files that its proof does not name may follow: a config or a tokenizer beside the weights."""
+        return group.folder and self.wrong is None and self.proof != completeness.Proof.P0
 
 
 Finding = Gone | Waits | Refused | Found
@@ -77,6 +83,7 @@ def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = N
     if group.folder and names.is_unfinished(group.name):
         return Waits(f"{group.path} is marked unfinished by its name", seen)
     verdict = completeness.assess(store, objects, path=group.path, now=now)
+    newest = max(info.modified for info in objects)
     try:
         match verdict:
             case completeness.Waiting(reason=reason):
@@ -84,9 +91,9 @@ def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = N
             case completeness.Unsupported(reason=reason):
                 return Refused(reason, seen)
             case completeness.Refused(reason=reason, files=files):
-                return Found(files, "", reason, seen, *_judges(store, layout, group.model), wrong=reason)
+                return Found(files, "", reason, seen, *_judges(store, layout, group.model), newest, wrong=reason)
             case completeness.Complete(proof=proof, files=files, reason=reason):
-                return Found(files, proof, reason, seen, *_judges(store, layout, group.model))
+                return Found(files, proof, reason, seen, *_judges(store, layout, group.model), newest)
     except _Wait as wait:
         return Waits(str(wait), seen)
 

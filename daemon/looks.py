@@ -21,6 +21,8 @@ class _State:
     """Not before this time."""
     in_hand: bool = False
     taken: float = 0.0
+    seen: str = ""
+    since: float = 0.0
 
 
 class Looks:
@@ -68,6 +70,20 @@ class Looks:
             state = self._states[group]
             self._put_back(group, state, now, min(state.due, now + state.pause))
             state.pause = min(state.pause * 2, self._longest)
+
+    def unchanged(self, group: Group, seen: str, now: float) -> float:
+        """Say for how many seconds a group in hand has looked like `seen`: 0 when it is seen like this first."""
+        with self._lock:
+            state = self._states[group]
+            if state.seen != seen:
+                state.seen, state.since = seen, now
+            return now - state.since
+
+    def again_in(self, group: Group, seconds: float, now: float) -> None:
+        """Put it back, to be looked at in `seconds` at the latest; its pauses stay as they are."""
+        with self._lock:
+            state = self._states[group]
+            self._put_back(group, state, now, min(state.due, now + seconds))
 
     def forget(self, group: Group, now: float) -> None:
         """It is decided: no further look, unless a hint came meanwhile."""

