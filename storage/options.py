@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 
 class S3Options(BaseModel):
@@ -24,3 +24,9 @@ class S3Options(BaseModel):
     attempts: int = Field(4, ge=1, description="Tries of one request, the first included, with exponential waits.")
     connect_timeout: float = Field(5.0, gt=0, description="Seconds to wait for a connection.")
     read_timeout: float = Field(60.0, gt=0, description="Seconds to wait for the next bytes.")
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """The environment has only text: `false` there is no CA bundle's path."""
+        return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
