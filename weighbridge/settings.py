@@ -133,7 +133,7 @@ def load_with_origins(flags: Mapping[str, Any] | None = None, *, config: Path | 
     sources: list[tuple[str, dict[Path_, Any]]] = [
         (f"file {file}", dict(_leaves(Settings, _read(file))) if file else {}),
         ("environment", _short() | dict(_leaves(Settings, _environment()))),
-        ("flag", {tuple(name.split(".")): value for name, value in given.items()}),
+        ("flag", dict(_flag(name, value) for name, value in given.items())),
     ]
     values: dict[Path_, Any] = {}
     origins: dict[Path_, str] = {}
@@ -194,6 +194,18 @@ def _environment() -> dict[str, Any]:
 
 def _short() -> dict[Path_, Any]:
     return {path: os.environ[name] for name, path in SHORT.items() if os.environ.get(name)}
+
+
+def _flag(name: str, value: Any) -> tuple[Path_, Any]:
+    """A flag's text as its setting wants it: lists and tables are TOML, or words with commas; Pydantic reads the rest."""
+    path = tuple(name.split("."))
+    kind = next((get_origin(info.annotation) for known, info in fields() if known == path), None)
+    if not isinstance(value, str) or kind not in (tuple, dict):
+        return path, value
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, [word.strip() for word in value.split(",") if word.strip()] if kind is tuple else value
 
 
 def _leaves(model: type[BaseModel], data: Any, above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -57,7 +57,7 @@ def root(
     ] = False,
 ) -> None:
     del version
-    flags = dict(map(session.parse_setting, settings or ()))
+    flags = dict(map(session.split_setting, settings or ()))
     named = {"registry.url": registry, "log.level": log_level, "log.format": log_format}
     flags |= {name: value for name, value in named.items() if value is not None}
     context.obj = Session(config=config, flags=flags, debug=debug)
@@ -88,9 +88,9 @@ def _report(error: Exception) -> int:
 
 
 def _register() -> None:
-    from weighbridge.cli import alias, config, doctor, fleet, roles, rollouts, template, token, transfer, versions
+    from weighbridge.cli import alias, config, demo, doctor, fleet, roles, rollouts, template, token, transfer, versions
 
-    for module in (roles, transfer, versions, alias, template, fleet, rollouts, token, config):
+    for module in (roles, demo, transfer, versions, alias, template, fleet, rollouts, token, doctor, config):
         module.register(app)
 
 

@@ -36,9 +36,9 @@ def up(
     if folder is not None:
         run.override(storage__url=str(folder))
     run.logging()
-    from weighbridge.daemon import up as embedded
+    from weighbridge.daemon.up import run as supervise
 
-    raise typer.Exit(embedded.run(run.settings, hosts=hosts, seconds=seconds, json=json))
+    raise typer.Exit(supervise(run.settings, hosts=hosts, seconds=seconds, json=json))
 
 
 def daemon(context: typer.Context) -> None:

@@ -62,12 +62,18 @@ def of(context: typer.Context) -> Session:
     return session
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`registry.port=0` as a name and a value: TOML where it is TOML, else the text. Raises typer.BadParameter."""
+def split_setting(text: str) -> tuple[str, str]:
+    """`registry.port=0` as a name and a text. Raises typer.BadParameter."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise typer.BadParameter(f"{text!r}: write NAME=VALUE, as in registry.port=0")
+    return name.strip(), value.strip()
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """As `split_setting`, with the value as TOML reads it where it is TOML: `waves=[1, "50%"]`."""
+    name, value = split_setting(text)
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+        return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return name.strip(), value.strip()
+        return name, value

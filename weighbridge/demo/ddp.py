@@ -24,7 +24,7 @@ RANKS = 2
 def main(folder: Path) -> None:
     """Run both ranks and leave `model-0000N-of-00002.safetensors` and their index in `folder`."""
     with tempfile.TemporaryDirectory(prefix="weighbridge-ddp-") as meeting:
-        spawn(_rank, args=(Path(meeting) / "meeting", folder), nprocs=RANKS)
+        spawn(_rank, args=(Path(meeting) / "meeting", folder), nprocs=RANKS)  # type: ignore[no-untyped-call]
 
 
 def _rank(rank: int, meeting: Path, folder: Path) -> None:

@@ -1,0 +1,138 @@
+"""What is seen of the drops: a row each, kept up to date from the registry, drawn live or as lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from weighbridge.cli.output import cell
+from weighbridge.demo import drops
+from weighbridge.demo.drops import Drop
+from weighbridge.registry.client import Client
+from weighbridge.registry.client_feed import ENDED
+from weighbridge.registry.schemas import Version
+
+
+@dataclass
+class Row:
+    """A drop as it stands. `seconds` run from its (last) write to its verdict; `waited` is why it once had to wait."""
+
+    drop: Drop
+    status: str = ""
+    reason: str = ""
+    number: int | None = None
+    since: float | None = None
+    seconds: float | None = None
+    waited: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def right(self) -> bool:
+        """The verdict is the right one, and what had to wait did."""
+        return self.status == self.drop.expected and (self.drop is not drops.TRUNCATED or bool(self.waited))
+
+    def verdict(self) -> dict[str, object]:
+        seconds = None if self.seconds is None else round(self.seconds, 2)
+        waited = f"waited: {self.waited}; then: " if self.waited else ""
+        return {
+            "checkpoint": self.drop.name,
+            "expected": self.drop.expected,
+            "status": self.status or "not seen",
+            "reason": waited + self.reason,
+            "seconds": seconds,
+        }
+
+
+@dataclass
+class Board:
+    """All rows. `tell` is called with each row that changed its status."""
+
+    client: Client
+    tell: Callable[[Row], None]
+    heavy: int = 0
+    """The number of the version that was overwritten, once there is one: it shares its path with the next."""
+    rows: dict[Drop, Row] = field(default_factory=lambda: {drop: Row(drop) for drop in drops.ALL})
+
+    def dropped(self, drop: Drop) -> None:
+        """It is written now: the clock of its row starts."""
+        row = self.rows[drop]
+        row.since, row.seconds, row.number, row.reason, row.status = time.monotonic(), None, None, "", "dropped"
+        self.tell(row)
+
+    def look(self) -> None:
+        """Ask the registry once."""
+        versions: dict[str, list[Version]] = {}
+        for version in self.client.versions(drops.MODEL):
+            versions.setdefault(version.path, []).insert(0, version)
+        for drop, row in self.rows.items():
+            if row.since is not None and (found := self._pick(drop, versions.get(drop.path, []))) is not None:
+                self._update(row, found.status, found.reason, found.number)
+        for waiting in self.client.checkpoints(drops.MODEL, "waiting"):
+            for drop, row in self.rows.items():
+                if drop.path == waiting.path and row.since is not None and row.number is None:
+                    row.waited = waiting.reason if drop is drops.TRUNCATED else ""
+                    self._update(row, "waiting", waiting.reason, None)
+
+    def until(self, done: Callable[[], bool], what: str, *, seconds: float, pause: float = 0.2) -> None:
+        """Look until `done`. Raises TimeoutError, saying what it waited for."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.look()
+            if done():
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what} took longer than {seconds:g} s")
+            time.sleep(pause)
+
+    def _pick(self, drop: Drop, versions: list[Version]) -> Version | None:
+        """The version of a drop among those of its path, oldest first."""
+        if drop is drops.OVERWRITTEN:
+            versions = [version for version in versions if version.number == self.heavy]
+        if drop is drops.AGAIN:
+            versions = [version for version in versions if version.number > self.heavy]
+        return versions[-1] if versions else None
+
+    def _update(self, row: Row, status: str, reason: str, number: int | None) -> None:
+        changed = (row.status, row.number) != (status, number)
+        row.status, row.reason, row.number = status, reason, number
+        if row.ended and row.seconds is None and row.since is not None:
+            row.seconds = time.monotonic() - row.since
+        if changed:
+            self.tell(row)
+
+
+@contextmanager
+def shown(rows: Callable[[], list[Row]], console: Console, *, live: bool) -> Iterator[Callable[[Row], None]]:
+    """Draw the rows as they change: one live table, or a line for each change where no person looks."""
+    if not live:
+        yield lambda row: console.print(_line(row), markup=False)
+        return
+    with Live(console=console, refresh_per_second=8, get_renderable=lambda: table(rows())):
+        yield lambda row: None
+
+
+def table(rows: list[Row]) -> Table:
+    """The whole picture."""
+    drawn = Table("", "checkpoint", "what it is", "expected", "status", "seconds", "reason", box=None, pad_edge=False)
+    for row in rows:
+        mark = "" if not row.ended else "✓" if row.right else "✗"
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        reason = f"waited: {row.waited}; {row.reason}" if row.waited and row.ended else row.reason
+        cells = (mark, row.drop.name, row.drop.what, row.drop.expected, row.status, seconds, reason)
+        drawn.add_row(*map(cell, cells))
+    return drawn
+
+
+def _line(row: Row) -> str:
+    number = f" as version {row.number}" if row.number is not None else ""
+    seconds = f" after {row.seconds:.1f} s" if row.ended and row.seconds is not None else ""
+    return f"{row.drop.name}: {row.status}{number}{seconds}" + (f": {row.reason}" if row.reason else "")

@@ -1,0 +1,167 @@
+"""The story: train, register the program, drop, watch, ask."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from weighbridge.cli.exits import Failed
+from weighbridge.cli.template import parse_input, register_template
+from weighbridge.demo import ask, board, digits, drops, stage
+from weighbridge.demo.board import Board, Row
+from weighbridge.demo.stage import Bucket
+from weighbridge.registry.client import Client
+
+PATIENCE = 180.0
+"""Seconds for any one thing to happen; on an idle machine all of it takes less than a minute."""
+BALLAST = (96, 384, 768)
+"""MB of the checkpoint that is overwritten; a larger one where validation was faster than we were."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo showed."""
+
+    ok: bool
+    rows: list[Row]
+    accuracy: float
+    hosts: list[dict[str, Any]]
+    sentinel: bool
+
+    def as_json(self) -> dict[str, Any]:
+        verdicts = [row.verdict() for row in self.rows]
+        return {"ok": self.ok, "verdicts": verdicts, "accuracy": self.accuracy, "hosts": self.hosts}
+
+
+def run(console: Console, *, folder: Path | None = None, s3: bool = False, live: bool = False) -> Result:
+    """Show it all in `folder` (or a temporary one). Raises Failed, TimeoutError, RegistryError."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weighbridge-demo-")))
+        place = (folder or scratch).absolute()
+        sharded = stack.enter_context(_training_ddp(scratch / "sharded"))
+        bucket = stack.enter_context(stage.s3_bucket(place / "s3") if s3 else stage.folder_bucket(place / "drops"))
+        console.print(f"starting `weighbridge up` on {bucket.url}; training on scikit-learn's digits", markup=False)
+        where = stack.enter_context(stage.up(bucket, place / "data", seconds=10 * PATIENCE))
+        client = stack.enter_context(Client(where["registry"]))
+        console.print(f"registry {where['registry']}, data {where['data']}", markup=False)
+        show = Show(client, bucket, scratch, console)
+        rows = show.board.rows
+        show.board.tell = stack.enter_context(board.shown(lambda: list(rows.values()), console, live=live))
+        try:
+            show.prepare()
+            show.drop_all(sharded)
+            return show.ask()
+        except TimeoutError as exc:
+            raise Failed(f"{exc}; the log of `weighbridge up` ends:\n{stage.log_end(place / 'data')}") from exc
+
+
+class Show:
+    """One performance."""
+
+    def __init__(self, client: Client, bucket: Bucket, scratch: Path, console: Console) -> None:
+        self.client, self.bucket, self.console = client, bucket, console
+        self.board = Board(client, lambda row: None)
+        self.sentinel = scratch / "this-would-be-code-that-ran"
+        self._scratch = scratch
+
+    def prepare(self) -> None:
+        """Register the program once, from our own code; put the recipe and the evaluation set beside the drops."""
+        inputs = [parse_input(f"{digits.INPUT}=FP32[-1,64]")]
+        register_template(self.client, digits.TEMPLATE, digits.FACTORY, inputs, (digits.OUTPUT,))
+        evaluation = self._scratch / "eval.safetensors"
+        digits.write_evaluation_set(evaluation)
+        self.bucket.write(f"{drops.MODEL}/eval.safetensors", evaluation.read_bytes())
+        self.bucket.write(f"{drops.MODEL}/recipe.yaml", drops.RECIPE.encode())
+
+    def drop_all(self, sharded: subprocess.Popen[bytes]) -> None:
+        """Drop the first and see it served; then all the others while it serves."""
+        contents = drops.trained()
+        self._write(drops.GOOD, contents[drops.GOOD])
+        self._until(lambda: self.board.rows[drops.GOOD].ended and self._settled(), "serving the first checkpoint")
+        for drop in (drops.BETTER, drops.WORSE, drops.NAN):
+            self._write(drop, contents[drop])
+        whole = contents[drops.TRUNCATED]
+        self._write(drops.TRUNCATED, whole[: len(whole) // 2])
+        self._write(drops.PICKLE, drops.hostile(self.sentinel))
+        if sharded.wait(PATIENCE) != 0:
+            raise Failed("training with DistributedDataParallel failed: see the lines above")
+        drops.write_folder(self.bucket.write, self._scratch / "sharded", drops.SHARDED.path)
+        self.board.dropped(drops.SHARDED)
+        self._until(lambda: bool(self.board.rows[drops.TRUNCATED].waited), "seeing that one checkpoint is cut off")
+        self._write(drops.TRUNCATED, whole)
+        self._overwrite(contents[drops.AGAIN])
+        self._until(lambda: all(row.ended for row in self.board.rows.values()), "judging every checkpoint")
+
+    def ask(self) -> Result:
+        """When the fleet has settled on the newest good version, ask every host for the held-out digits."""
+        self._until(self._settled, "rolling out the newest version")
+        answers: list[dict[str, Any]] = []
+        with httpx.Client(timeout=60) as http:
+            for host in self.client.hosts():
+                seen = round(ask.accuracy(http, host.url), 4)
+                live = [slot.version for a in host.assignments for slot in a.slots if slot.role == "live"]
+                answers.append(
+                    {"name": host.name, "url": host.url, "version": next(iter(live), None), "accuracy": seen}
+                )
+        rows = list(self.board.rows.values())
+        worst = min((answer["accuracy"] for answer in answers), default=0.0)
+        right = all(row.right for row in rows) and not self.sentinel.exists()
+        return Result(right and len(answers) == 2 and worst > 0.9, rows, worst, answers, self.sentinel.exists())
+
+    def _write(self, drop: drops.Drop, data: bytes) -> None:
+        self.bucket.write(drop.path, data)
+        self.board.dropped(drop)
+
+    def _overwrite(self, again: bytes) -> None:
+        """Write a heavy checkpoint and, as soon as it is a version, write another over it.
+
+        A validation that was faster judged whole, unmixed bytes, which is right too, but shows nothing: once more.
+        """
+        for megabytes in BALLAST:
+            known = self._newest()
+            self._write(drops.OVERWRITTEN, drops.heavy(megabytes))
+            self._until(lambda known=known: self._newest() > known, "finding the heavy checkpoint", pause=0.02)
+            self.bucket.write(drops.AGAIN.path, again)
+            self.board.heavy = self._newest()
+            self.board.dropped(drops.AGAIN)
+            ended = [self.board.rows[drop] for drop in (drops.OVERWRITTEN, drops.AGAIN)]
+            self._until(lambda ended=ended: all(row.ended for row in ended), "judging the overwritten checkpoint")
+            if self.board.rows[drops.OVERWRITTEN].status == drops.OVERWRITTEN.expected:
+                return
+
+    def _newest(self) -> int:
+        """The number of the newest version at the path that is overwritten, 0 before the first."""
+        found = self.client.versions(drops.MODEL)
+        return next((version.number for version in found if version.path == drops.OVERWRITTEN.path), 0)
+
+    def _settled(self) -> bool:
+        """No rollout goes on, and the champion is the newest ready version."""
+        if any(True for _ in self.client.rollouts(drops.MODEL, going=True)):
+            return False
+        newest = next(iter(self.client.versions(drops.MODEL, "ready")), None)
+        return newest is not None and "champion" in newest.aliases
+
+    def _until(self, done: Any, what: str, *, pause: float = 0.2) -> None:
+        self.board.until(done, what, seconds=PATIENCE, pause=pause)
+
+
+@contextmanager
+def _training_ddp(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Train on two ranks in the background: it takes longer than everything else."""
+    command = [sys.executable, "-m", "weighbridge.demo.ddp", str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
