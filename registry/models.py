@@ -112,9 +112,10 @@ class Version(SQLModel, table=True):
         UniqueConstraint("model_id", "number"),
         UniqueConstraint("model_id", "pins_digest"),
         UniqueConstraint("model_id", "idempotency_key"),
+        Index("ix_version_model_newest", "model_id", "id"),
     )
     id: int | None = Field(default=None, primary_key=True)
-    model_id: int = Field(foreign_key="model.id", index=True)
+    model_id: int = Field(foreign_key="model.id")
     number: int
     checkpoint_id: int | None = Field(default=None, foreign_key="checkpoint.id", index=True)
     path: str = Field(default="", max_length=1024)

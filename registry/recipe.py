@@ -241,7 +241,8 @@ def _refuse_bombs(text: str, name: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
             rule = f"nested deeper than {_MAX_DEPTH}" if depth > _MAX_DEPTH else "aliases (*name) are not read"
-            raise InvalidRecipe(f"{name} line {event.start_mark.line + 1}: {rule}")
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise InvalidRecipe(f"{name} line {line}: {rule}")
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:

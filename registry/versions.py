@@ -114,7 +114,8 @@ def lock(tx: Session, version_id: int) -> Version:
 
 def get(tx: Session, model: str, selector: int | str) -> Version:
     """Return a version by number (`3`, `"3"`), alias, or `latest` (the highest number). Raises NotFound."""
-    statement = select(Version).join(Model, col(Model.id) == col(Version.model_id)).where(col(Model.name) == model)
+    named = select(col(Model.id)).where(col(Model.name) == model).scalar_subquery()
+    statement = select(Version).where(col(Version.model_id) == named)
     if isinstance(selector, int) or (selector.isascii() and selector.isdigit()):
         statement = statement.where(col(Version.number) == int(selector))
     elif selector == "latest":

@@ -287,7 +287,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("model_id", "pins_digest", name=op.f("uq_version_model_id_pins_digest")),
     )
     op.create_index(op.f("ix_version_checkpoint_id"), "version", ["checkpoint_id"], unique=False)
-    op.create_index(op.f("ix_version_model_id"), "version", ["model_id"], unique=False)
+    op.create_index("ix_version_model_newest", "version", ["model_id", "id"], unique=False)
     op.create_index(op.f("ix_version_status"), "version", ["status"], unique=False)
 
     op.create_table(

@@ -1,17 +1,15 @@
-"""Aliases, tags and listings on both databases."""
+"""Models, aliases and tags on both databases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from fixtures.registry import record, work
-from sqlalchemy import Engine, event
+from fixtures.registry import record
+from sqlmodel import select
 
-from weighbridge.registry import aliases, artifacts, catalog, queries, tags
+from weighbridge.registry import aliases, catalog, tags
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Conflict, Invalid, NotFound, RevisionMismatch
-from weighbridge.registry.schemas import GateResult, Metric
+from weighbridge.registry.models import Tag
 
 
 @pytest.fixture
@@ -21,19 +19,6 @@ def three(database: Database) -> Database:
         for name in "abc":
             record(tx, name)
     return database
-
-
-@pytest.fixture
-def statements() -> Iterator[list[str]]:
-    """Every statement that is executed from here on."""
-    seen: list[str] = []
-
-    def note(_c: object, _u: object, statement: str, *_: object) -> None:
-        seen.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(Engine, "before_cursor_execute", note)
 
 
 def test_an_alias_moves_with_its_revision(three: Database) -> None:
@@ -64,14 +49,13 @@ def test_an_alias_names_a_version_that_is_there(three: Database) -> None:
 
 
 def test_tags_of_models_and_versions(three: Database) -> None:
-    """Written again they change; versions are found by them; what is not there is named."""
+    """Written again they change; what is not there is named."""
     with three.transaction() as tx:
         tags.set_tag(tx, "digits", 0, "team", "vision", actor="ada")
         tags.set_tag(tx, "digits", 2, "run", "17", actor="ada")
         tags.set_tag(tx, "digits", 2, "run", "18", actor="ada")
-        assert [row.number for row, _ in queries.versions(tx, tags={"run": "18"})] == [2]
-        assert queries.versions(tx, tags={"run": "17"}) == []
-        assert queries.model_notes(tx, [1])[1] == {1: {"team": "vision"}}
+        found = {(tag.number, tag.key): tag.value for tag in tx.scalars(select(Tag))}
+        assert found == {(0, "team"): "vision", (2, "run"): "18"}
         tags.delete_tag(tx, "digits", 2, "run", actor="ada")
         with pytest.raises(NotFound, match="no tag run of digits@2"):
             tags.delete_tag(tx, "digits", 2, "run", actor="ada")
@@ -82,50 +66,12 @@ def test_tags_of_models_and_versions(three: Database) -> None:
 
 
 def test_pages_go_on_where_the_last_one_ended(three: Database) -> None:
-    """By key, newest first, so that new rows do not shift a page."""
+    """Models by name; the newest version's number beside each that has one."""
     with three.transaction() as tx:
-        first = queries.versions(tx, model="digits", limit=2)
-        record(tx, "d")
-        rest = queries.versions(tx, model="digits", before=first[-1][0].id, limit=2)
-        assert [row.number for row, _ in first + rest] == [3, 2, 1]
-        assert queries.versions(tx, statuses=["ready"]) == []
         catalog.create(tx, "letters", description="a to z", actor="ada")
+        assert [row.name for row in catalog.page(tx, limit=1)] == ["digits"]
         assert [row.name for row in catalog.page(tx, after="digits")] == ["letters"]
-        assert catalog.latest(tx, [1, 2]) == {1: 4}
-
-
-def test_a_page_costs_the_same_whatever_its_length(three: Database, statements: list[str]) -> None:
-    """Aliases, tags and measurements are fetched for all rows at once."""
-    with three.transaction() as tx:
-        variant = artifacts.store_artifact(tx, 1, artifact_digest="aa", blobs={})
-        assert variant.id is not None
-        artifacts.record_metrics(tx, variant.id, [Metric(name="f1", value=1.0, slice="class=3")], judgement=1)
-        artifacts.record_gates(tx, variant.id, [GateResult(gate="f1", verdict="passed")], judgement=1)
-        aliases.set_alias(tx, "digits", "best", 1, actor="ada")
-        tags.set_tag(tx, "digits", 3, "run", "17", actor="ada")
-    statements.clear()
-    with three.read() as tx:
-        rows = [row for row, _ in queries.versions(tx, model="digits")]
-        notes = queries.notes(tx, rows)
-    assert len([statement for statement in statements if "SELECT" in statement]) == 3
-    assert {row.number: (notes[row.id or 0].aliases, notes[row.id or 0].tags) for row in rows} == {
-        1: (["best"], {}),
-        2: ([], {}),
-        3: ([], {"run": "17"}),
-    }
-    with three.read() as tx:
-        (measured,) = queries.variants(tx, rows[-1])
-        assert ([m.slice for m in measured.metrics], [g.gate for g in measured.gates]) == (["class=3"], ["f1"])
-
-
-def test_counts_for_the_status_page(three: Database) -> None:
-    """Models, versions by status, jobs by state."""
-    with three.transaction() as tx:
-        job = queries.jobs(tx, subject=("version", 1))[0]
-        work(tx, job.id)
-        assert queries.counts(tx) == queries.Counts(1, {"discovered": 3}, {"queued": 3, "done": 1})
-        assert [row.stage for row in queries.jobs(tx, states=["queued"], limit=1)] == ["evaluate"]
-        assert queries.jobs(tx, before=1) == []
+        assert catalog.latest(tx, [1, 2]) == {1: 3}
 
 
 def test_a_model_is_described_by_its_revision(three: Database) -> None:
