@@ -8,5 +8,9 @@ pytest_plugins: list[str] = [
     "fixtures.engines",
     "fixtures.postgres",
     "fixtures.registry",
+    "fixtures.api",
     "fixtures.broker",
+    "fixtures.worker",
+    "fixtures.digits",
+    "fixtures.house",
 ]
