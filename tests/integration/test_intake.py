@@ -1,0 +1,333 @@
+"""From objects in a store to versions in the registry."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fixtures.checkpoints import raw, safetensors, sharded
+from fixtures.watched import Watched
+
+from weighbridge.daemon.loops import Idle
+from weighbridge.registry.db import Database
+from weighbridge.registry.recipe import Gate, Policy
+from weighbridge.storage.errors import AccessDenied, StorageUnavailable
+from weighbridge.storage.events import Kind
+from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.memory import MemoryStore
+from weighbridge.storage.protocols import ObjectInfo, Store
+
+ONE, TWO = safetensors(), safetensors({"w": ("F32", [2], bytes(8))})
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str) -> Iterator[Database]:
+    opened = Database(sqlite_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def watched(sqlite: Database) -> Watched:
+    """A store in memory, watched."""
+    return Watched(MemoryStore(), sqlite)
+
+
+def test_a_whole_file_is_a_version_with_a_job_and_an_event(watched: Watched) -> None:
+    """One look, one transaction: version, files, first job, event; and the checkpoint is complete."""
+    watched.drop(("digits/a.safetensors", ONE))
+    [version] = watched.versions()
+    assert (version.number, version.status, version.proof) == (1, "discovered", "P2")
+    assert [job.key for job in watched.jobs()] == [f"version:{version.id}:validate:1"]
+    assert len(watched.events("version.recorded")) == 1
+    assert watched.states() == {"digits/a.safetensors": ("complete", "")}
+
+
+def test_what_came_twice_is_one_version(watched: Watched) -> None:
+    """Events doubled, late and out of order, and listings, change nothing."""
+    watched.drop(("digits/a.safetensors", ONE))
+    for _ in range(3):
+        watched.tell("digits/a.safetensors", "digits/a.safetensors").settle()
+        watched.tell("digits/a.safetensors", kind=Kind.REMOVED).settle()
+        watched.list()
+        watched.settle()
+    assert len(watched.versions()) == 1
+
+
+def test_a_short_file_waits_and_says_what_is_missing(watched: Watched) -> None:
+    """It becomes a version when the rest is there, without an event: it is looked at again by itself."""
+    watched.drop(("digits/a.safetensors", ONE[:-5]))
+    assert watched.versions() == []
+    state, reason = watched.states()["digits/a.safetensors"]
+    assert state == "waiting"
+    assert "digits/a.safetensors" in reason
+    watched.store.put("digits/a.safetensors", ONE)
+    watched.settle(30)
+    assert len(watched.versions()) == 1
+    assert watched.states() == {"digits/a.safetensors": ("complete", "")}
+
+
+def test_a_folder_waits_for_its_shards_and_its_companions(watched: Watched) -> None:
+    """Shards in any order with truncated first tries, then files that no index names: one version with all of them."""
+    files = sharded()
+    for name in sorted(files, reverse=True):
+        watched.drop((f"digits/run/{name}", files[name][: len(files[name]) // 2]))
+    assert watched.versions() == []
+    for name, data in files.items():
+        watched.store.put(f"digits/run/{name}", data)
+        watched.tell(f"digits/run/{name}").settle(0.1)
+    watched.settle()
+    [version] = watched.versions()
+    assert version.path == "digits/run/"
+    assert version.size == sum(map(len, files.values()))
+
+
+def test_an_overwrite_is_a_new_version_and_so_are_old_weights_put_again(watched: Watched) -> None:
+    """A, B, A: three versions, in this order."""
+    for data in (ONE, TWO, ONE):
+        watched.drop(("digits/a.safetensors", data))
+    assert [(version.number, version.size) for version in watched.versions()] == [
+        (1, len(ONE)),
+        (2, len(TWO)),
+        (3, len(ONE)),
+    ]
+
+
+def test_a_pickle_named_safetensors_is_quarantined_at_once(watched: Watched) -> None:
+    """A version with its reason and without a job; nothing is read as a pickle."""
+    watched.drop(("digits/evil.safetensors", pickle.dumps({"w": [1.0] * 100})))
+    [version] = watched.versions()
+    assert version.status == "quarantined"
+    assert "digits/evil.safetensors" in version.reason
+    assert watched.jobs() == []
+
+
+def test_unsupported_and_misplaced_checkpoints_are_refused_with_advice(watched: Watched) -> None:
+    """Nothing is lost, nothing is silent: the reason names the object and what to do."""
+    watched.drop(("digits/old.pt", b"PK"), ("lost.safetensors", ONE), ("a:b/x.safetensors", ONE))
+    states = watched.states()
+    assert {path: state for path, (state, _) in states.items()} == dict.fromkeys(
+        ("digits/old.pt", "lost.safetensors", "a:b/x.safetensors"), "refused"
+    )
+    assert "publish safetensors" in states["digits/old.pt"][1]
+    assert "<model>/<checkpoint>" in states["lost.safetensors"][1]
+    assert "':'" in states["a:b/x.safetensors"][1]
+    assert watched.versions() == []
+
+
+def test_what_is_removed_while_it_waits_is_forgotten(watched: Watched) -> None:
+    """By an event, and by a listing that no event told of; a version outlives its objects."""
+    watched.drop(("digits/a.safetensors", ONE[:9]), ("digits/old.pt", b"PK"), ("digits/b.safetensors", ONE))
+    watched.store.delete("digits/a.safetensors")
+    watched.store.delete("digits/old.pt")
+    watched.store.delete("digits/b.safetensors")
+    watched.tell("digits/a.safetensors", kind=Kind.REMOVED).settle()
+    assert set(watched.states()) == {"digits/old.pt", "digits/b.safetensors"}
+    watched.list()
+    watched.settle()
+    assert watched.states() == {"digits/b.safetensors": ("complete", "")}
+    assert len(watched.versions()) == 1
+
+
+def test_an_invalid_recipe_keeps_checkpoints_waiting_until_it_is_valid(watched: Watched) -> None:
+    """The reason names the line and the field; the corrected recipe makes versions of all that waited."""
+    watched.store.put("digits/recipe.yaml", b"lane: fast\ngates:\n  - metric: accurracy\n    min: 0.9\n")
+    watched.drop(("digits/a.safetensors", ONE), ("digits/b.safetensors", TWO), ("other/c.safetensors", ONE))
+    assert [version.path for version in watched.versions()] == ["other/c.safetensors"]
+    for path in ("digits/a.safetensors", "digits/b.safetensors"):
+        state, reason = watched.states()[path]
+        assert state == "waiting"
+        assert "digits/recipe.yaml line 3: gates.0.metric" in reason
+    # Another daemon, which never saw them, is told of the recipe.
+    other = Watched(watched.store, watched.db)
+    other.drop(("digits/recipe.yaml", b"gates:\n  - metric: accuracy\n    min: 0.9\n"))
+    assert len(watched.versions()) == 3
+
+
+def test_versions_pin_the_recipe_and_the_evaluation_set_of_their_time(watched: Watched) -> None:
+    """Later revisions judge later versions."""
+    watched.drop(("digits/eval.safetensors", ONE), ("digits/recipe.yaml", b"lane: fast"))
+    watched.drop(("digits/a.safetensors", ONE))
+    watched.drop(("digits/eval.safetensors", TWO), ("digits/recipe.yaml", b"lane: standard"))
+    watched.drop(("digits/b.safetensors", ONE))
+    first, second = watched.versions()
+    assert first.recipe_id != second.recipe_id
+    assert first.eval_pin is not None
+    assert second.eval_pin is not None
+    assert (first.eval_pin["size"], second.eval_pin["size"]) == (len(ONE), len(TWO))
+
+
+def test_a_half_written_evaluation_set_holds_up_and_is_waited_for(watched: Watched) -> None:
+    """It must not judge before it is whole."""
+    watched.drop(("digits/eval.safetensors", ONE[:-1]), ("digits/a.safetensors", ONE))
+    assert "digits/eval.safetensors" in watched.states()["digits/a.safetensors"][1]
+    watched.drop(("digits/eval.safetensors", ONE))
+    assert len(watched.versions()) == 1
+
+
+def test_a_recipe_that_weakens_the_policy_changes_nothing_and_is_reported(sqlite: Database) -> None:
+    """What it asked for in vain is an event, in words."""
+    policy = Policy(model="digits", gates=(Gate(metric="accuracy", min=0.9),), automatic=False, min_bake=5)
+    watched = Watched(MemoryStore(), sqlite, policies=[policy])
+    wishes = b"gates: [{metric: accuracy, min: 0.1}]\nrollout: {automatic: true, bake: 0}\n"
+    watched.drop(("digits/recipe.yaml", wishes))
+    watched.drop(("digits/a.safetensors", ONE))
+    [event] = watched.events("recipe.overruled")
+    assert event.model == "digits"
+    for wish in ("gates.accuracy.min: 0.1", "rollout.automatic", "rollout.bake"):
+        assert wish in event.reason
+    assert len(watched.versions()) == 1
+
+
+class Moody(MemoryStore):
+    """A store that is away while `mood` is an error."""
+
+    mood: Exception | None = None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        if self.mood is not None:
+            raise self.mood
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("no route"), AccessDenied("wrong key")])
+def test_a_store_that_is_away_costs_time_and_nothing_else(sqlite: Database, error: Exception) -> None:
+    """Hints are kept, listings stay due, and it goes on when the store is back."""
+    store = Moody()
+    watched = Watched(store, sqlite)
+    store.put("digits/a.safetensors", ONE)
+    store.mood = error
+    watched.tell("digits/a.safetensors")
+    with pytest.raises(type(error)):
+        watched.intake.once(Idle())
+    with pytest.raises(type(error)):
+        watched.listing.once(Idle())
+    store.mood = None
+    assert watched.listing.once(Idle()) == 60
+    watched.settle()
+    assert len(watched.versions()) == 1
+
+
+def test_listings_find_what_no_event_told_of_and_look_only_at_differences(watched: Watched) -> None:
+    """New, changed and waiting ones are looked at; what is settled and as it was is not."""
+    files = sharded()
+    for number in range(20):
+        watched.store.put(f"digits/{number}.safetensors", ONE)
+    for name, data in files.items():
+        watched.store.put(f"digits/run/{name}", data)
+    assert watched.list() == 21
+    watched.settle()
+    assert len(watched.versions()) == 21
+    assert watched.list() == 0
+    watched.store.put("digits/3.safetensors", TWO)
+    watched.store.put("digits/run/config.json", b"{}")
+    watched.store.put("digits/run-2/model.safetensors", ONE[:-1])
+    assert watched.list() >= 3
+    watched.settle()
+    assert len(watched.versions()) == 23
+    assert watched.list() == 2, "what waits is looked at at each listing: by the listing, and by its row"
+
+
+def test_a_listing_below_a_prefix_leaves_the_rest_alone(watched: Watched) -> None:
+    """As asked for by a source that saw a folder appear."""
+    watched.drop(("other/b.safetensors", ONE[:9]), ("digits/c.safetensors", ONE[:9]))
+    watched.store.put("digits/a.safetensors", ONE)
+    watched.tell("digits/", kind=Kind.RESCAN)
+    assert watched.requested == ["digits/"]
+    hinted: list[str] = []
+    watched.listing._hint = lambda group: hinted.append(group.path)
+    watched.listing.run("digits/", Idle())
+    assert set(hinted) == {"digits/a.safetensors", "digits/c.safetensors"}
+
+
+def test_a_folder_moved_in_whole_is_one_version(tmp_path: Path, sqlite: Database) -> None:
+    """On disk a rename brings all files at once and closes none of them."""
+    watched = Watched(FolderStore(tmp_path / "drops", create=True), sqlite)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for name, data in sharded().items():
+        (aside / name).write_bytes(data)
+    (tmp_path / "drops" / "digits").mkdir()
+    aside.rename(tmp_path / "drops" / "digits" / "run")
+    watched.tell("digits/run/", kind=Kind.RESCAN).settle()
+    assert len(watched.versions()) == 1
+
+
+def test_a_file_with_an_open_writer_waits(tmp_path: Path, sqlite: Database) -> None:
+    """A preallocated file looks whole; on disk only the writer's end proves it."""
+    watched = Watched(FolderStore(tmp_path, create=True), sqlite)
+    (tmp_path / "digits").mkdir()
+    with (tmp_path / "digits" / "a.safetensors").open("wb") as file:
+        file.write(ONE)
+        file.flush()
+        watched.tell("digits/a.safetensors").settle()
+        assert "writing" in watched.states()["digits/a.safetensors"][1]
+    watched.tell("digits/a.safetensors").settle()
+    assert len(watched.versions()) == 1
+
+
+def test_a_folder_marked_unfinished_waits_to_be_renamed(watched: Watched) -> None:
+    """The old path is forgotten, the new one becomes a version."""
+    watched.drop(("digits/run.tmp/model.safetensors", ONE))
+    assert watched.states()["digits/run.tmp/"][0] == "waiting"
+    watched.store.delete("digits/run.tmp/model.safetensors")
+    watched.store.put("digits/run/model.safetensors", ONE)
+    watched.tell("digits/run.tmp/", "digits/run/", kind=Kind.RESCAN).settle()
+    assert watched.states() == {"digits/run/": ("complete", "")}
+
+
+def test_one_that_cannot_be_looked_at_holds_up_no_other(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of ours is logged with its traceback, and looked at again later."""
+    real = watched.store.list
+    watched.store.put("digits/bad.safetensors", ONE)
+
+    def list_(prefix: str = "") -> Iterator[ObjectInfo]:
+        if "bad" in prefix:
+            raise ZeroDivisionError("oops")
+        return real(prefix)
+
+    monkeypatch.setattr(watched.store, "list", list_)
+    watched.tell("digits/bad.safetensors").drop(
+        ("digits/good.safetensors", raw({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)))
+    )
+    assert [version.path for version in watched.versions()] == ["digits/good.safetensors"]
+    assert "digits/bad.safetensors cannot be looked at: oops" in caplog.text
+    monkeypatch.undo()
+    watched.settle(60)
+    assert len(watched.versions()) == 2
+
+
+def test_a_hundred_at_once_seen_by_two_daemons_are_a_hundred_versions(
+    database: Database, open_again: Callable[[], Database], tmp_path: Path
+) -> None:
+    """On SQLite and PostgreSQL: each hears every event twice, looks in three threads, and lists besides."""
+    store: Store = FolderStore(tmp_path / "drops", create=True, durable=False)
+    daemons = [Watched(store, database), Watched(store, open_again())]
+    names = [f"digits/{number:03}.safetensors" for number in range(100)]
+    for name in names:
+        store.put(name, ONE)
+
+    def look(daemon: Watched) -> None:
+        while daemon.looks.next_due() <= daemon.now:
+            daemon.intake.once(Idle())
+
+    for daemon in daemons:
+        daemon.list()
+        daemon.tell(*names, *names)
+    threads = [threading.Thread(target=look, args=(daemon,)) for daemon in daemons for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for daemon in daemons:
+        daemon.settle()
+    versions = daemons[0].versions()
+    assert sorted(version.path for version in versions) == names
+    assert [version.number for version in versions] == list(range(1, 101))
+    assert len({job.key for job in daemons[0].jobs()}) == 100
+    assert {state for state, _ in daemons[0].states().values()} == {"complete"}
