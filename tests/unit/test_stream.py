@@ -91,6 +91,16 @@ def test_constant_and_zero_tensors_show() -> None:
     assert (zero.zeros, zero.constant, zero.shape) == (6, True, (2, 3))
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_large_tensors_in_blocks(dtype: str) -> None:
+    """More than one block, in a buffer that no element size divides."""
+    array = np.random.default_rng(0).standard_normal(1_500_000).astype(CODES[dtype])
+    (seen,) = inspect(safetensors({"w": (dtype, [len(array)], array.tobytes())}), [999_999])
+    wide = array.astype(np.float64)
+    assert (seen.minimum, seen.maximum, seen.nonfinite) == (wide.min(), wide.max(), 0)
+    assert seen.rms == pytest.approx(np.sqrt((wide**2).mean()), rel=0.01 if dtype == "BF16" else 1e-4)
+
+
 def test_squares_beyond_float32_do_not_become_infinite() -> None:
     """Large finite weights are large, not broken."""
     (seen,) = inspect(safetensors({"w": ("F32", [2], np.full(2, 1e30, np.float32).tobytes())}), [64])
