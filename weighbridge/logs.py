@@ -81,7 +81,7 @@ def setup(level: str = "info", format: str = "human", *, secrets: Iterable[str] 
     handler.setFormatter(JsonFormatter(redact) if format == "json" else HumanFormatter(redact))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for chatty in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "watchdog", "alembic.runtime.migration"):
+    for chatty in ("httpx", "httpcore", "botocore", "boto3", "urllib3", "watchdog", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 

@@ -197,7 +197,7 @@ def _short() -> dict[Path_, Any]:
 
 
 def _flag(name: str, value: Any) -> tuple[Path_, Any]:
-    """A flag's text as its setting wants it: lists and tables are TOML, or words with commas; Pydantic reads the rest."""
+    """A flag's text for its setting: lists and tables are TOML, or words with commas; Pydantic reads the rest."""
     path = tuple(name.split("."))
     kind = next((get_origin(info.annotation) for known, info in fields() if known == path), None)
     if not isinstance(value, str) or kind not in (tuple, dict):

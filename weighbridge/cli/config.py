@@ -71,8 +71,10 @@ def shown(value: Any) -> str:
     from pydantic import BaseModel, SecretStr
 
     match value:
-        case None | "" | () | {}:
-            return "(none)" if value is None else "(empty)"
+        case None:
+            return "(none)"
+        case "" | () | dict() if not value:
+            return "(empty)"
         case SecretStr():
             text = value.get_secret_value()
             return re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text.split("?")[0]) if "://" in text else HIDDEN
