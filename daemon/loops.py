@@ -68,7 +68,7 @@ class Loop:
 
     def __init__(self, step: Step, *, threads: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = step.name
-        self._step, self._clock = step, clock
+        self.step, self._clock = step, clock
         self._wake, self._stop, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._due = clock()
         self._failing, self._backoff, self._since = "", 0.0, 0.0
@@ -109,7 +109,7 @@ class Loop:
     def turn(self) -> float:
         """One turn; the pause after it in seconds."""
         try:
-            pause = self._step.once(self)
+            pause = self.step.once(self)
         except AWAY as error:
             return self._failed(error, expected=True)
         except Exception as error:

@@ -1,0 +1,141 @@
+"""A host without processes or sockets: the same protocol with the registry, sessions in this process.
+
+For the story, for tests, and for whoever wants predictions that follow the champion in a notebook. It serves nobody
+else and measures nothing but its own requests; `hosts.agent` is the one for production.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from weighbridge.engines import golden
+from weighbridge.engines.errors import EngineError
+from weighbridge.engines.load import load
+from weighbridge.engines.protocols import Array, Session
+from weighbridge.hosts.errors import ModelNotFound, NotReady
+from weighbridge.hosts.pull import pull
+from weighbridge.registry.client import Client
+from weighbridge.registry.schemas import (
+    DesiredModel,
+    Enrolment,
+    Interval,
+    Observed,
+    ObservedModel,
+    ObservedSlot,
+    Slot,
+)
+from weighbridge.storage.errors import StorageError
+from weighbridge.storage.local_cache import BlobCache
+
+
+@dataclass
+class _Held:
+    """A model as it is here: what serves, and what of the wanted slot came of it."""
+
+    slot: Slot
+    """What is wanted."""
+    live: Slot | None = None
+    session: Session | None = None
+    reason: str = ""
+    requests: int = 0
+    errors: int = 0
+
+
+class MemoryHost:
+    """Enrols at once; `converge` is one breath of the agent: ask what to hold, hold it, report."""
+
+    def __init__(self, client: Client, folder: Path, *, name: str, labels: Mapping[str, str] | None = None) -> None:
+        self._client, self._cache = client, BlobCache(folder)
+        enrolled = client.enrol(Enrolment(name=name, labels=dict(labels or {})))
+        self.id, self._epoch = enrolled.id, enrolled.epoch
+        self._held: dict[str, _Held] = {}
+        self._generations: dict[str, int] = {}
+        self._numbers = itertools.count(1)
+        self.broken: set[int] = set()
+        """Versions that this host cannot load: how a test breaks a machine."""
+
+    def converge(self) -> None:
+        """Make this host what the registry wants, and say so. Raises RegistryError when the registry is away."""
+        desired = self._client.desired(self.id)
+        for model in desired.models:
+            self._hold(model)
+        for gone in self._held.keys() - {model.model for model in desired.models}:
+            self._drop(gone)
+        self._client.observed(self.id, Observed(epoch=self._epoch, models=[self._seen(m) for m in desired.models]))
+
+    def infer(self, model: str, inputs: Mapping[str, Array]) -> tuple[int, dict[str, Array]]:
+        """Answer as the live version: its number and the outputs. Raises ModelNotFound, NotReady, EngineError."""
+        held = self._held.get(model)
+        if held is None:
+            raise ModelNotFound(f"model {model!r} is not assigned to this host")
+        if held.session is None or held.live is None:
+            raise NotReady(f"version {held.slot.version} of {model} is not live: {held.reason}")
+        held.requests += 1
+        try:
+            return held.live.version, held.session.infer(inputs)
+        except EngineError:
+            held.errors += 1
+            raise
+
+    def _hold(self, wanted: DesiredModel) -> None:
+        self._generations[wanted.model] = wanted.generation
+        slot = next((slot for slot in wanted.slots if slot.role == "live"), None)
+        if slot is None:
+            self._drop(wanted.model)
+            return
+        held = self._held.setdefault(wanted.model, _Held(slot))
+        held.slot = slot
+        if held.live is None or held.live.artifact != slot.artifact:
+            self._swap(held, slot)
+        else:
+            held.live, held.reason = slot, ""
+
+    def _swap(self, held: _Held, slot: Slot) -> None:
+        """Load beside what serves, prove it, then switch: what serves goes on when the new one fails."""
+        try:
+            session = self._proven(slot)
+        except (EngineError, StorageError) as exc:
+            held.reason = str(exc)
+            return
+        before, held.live, held.session, held.reason = held.session, slot, session, ""
+        held.requests = held.errors = 0
+        if before is not None:
+            before.close()
+
+    def _proven(self, slot: Slot) -> Session:
+        if slot.version in self.broken:
+            raise StorageError("this host was told to fail")
+        manifest = pull(self._client, self._cache, slot.artifact)
+        session = load(manifest, self._cache.path)
+        wanted = manifest.golden
+        golden.check(session, self._cache.path(wanted.digest).read_bytes(), wanted.rtol, wanted.atol)
+        return session
+
+    def _drop(self, model: str) -> None:
+        held = self._held.pop(model, None)
+        if held is not None and held.session is not None:
+            held.session.close()
+
+    def _seen(self, wanted: DesiredModel) -> ObservedModel:
+        held = self._held.get(wanted.model)
+        slots = [self._slot(held)] if held is not None else []
+        return ObservedModel(model=wanted.model, generation=self._generations[wanted.model], slots=slots)
+
+    def _slot(self, held: _Held) -> ObservedSlot:
+        live = held.live is not None and held.live.artifact == held.slot.artifact
+        interval = Interval(
+            id=f"{self._epoch}-{next(self._numbers)}", seconds=0.0, requests=held.requests, errors=held.errors
+        )
+        held.requests = held.errors = 0
+        return ObservedSlot(
+            version=held.slot.version,
+            variant=held.slot.variant,
+            artifact=held.slot.artifact,
+            state="live" if live else "failed",
+            reason=held.reason,
+            golden="passed" if live else "unchecked",
+            interval=interval if live else None,
+        )
