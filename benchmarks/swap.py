@@ -4,6 +4,7 @@
 
 An open loop sends at a fixed rate; every latency counts from the moment the request was due. First a steady run, then
 one during which the host loads another version beside the live one, proves it, switches, drains and starts a new spare.
+A watcher that only sleeps shows how long the machine itself stood still.
 """
 
 from __future__ import annotations
@@ -13,12 +14,28 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 NEAR = 0.5
 """Seconds around a swap's load and switch in which a slow request is counted as the swap's."""
+
+
+class Watcher(threading.Thread):
+    """Sleeps 2 ms at a time; `worst` is by how much a sleep was ever longer, seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.worst = 0.0
+
+    def run(self) -> None:
+        while True:
+            began = time.perf_counter()
+            time.sleep(0.002)
+            self.worst = max(self.worst, time.perf_counter() - began - 0.002)
 
 
 def start_load(url: str, body: Path, rate: float, seconds: float) -> subprocess.Popen[str]:
@@ -44,6 +61,8 @@ def swap_under_load(data: Path, swaps: int, rate: float) -> tuple[dict[str, Any]
     assert host.stdout is not None
     url = json.loads(host.stdout.readline())["url"]
     body = data / "body.json"
+    watcher = Watcher()
+    watcher.start()
     steady = result(start_load(url, body, rate, 10))
     load = start_load(url, body, rate, 3600)
     host.stdin.write("g")
@@ -51,6 +70,7 @@ def swap_under_load(data: Path, swaps: int, rate: float) -> tuple[dict[str, Any]
     events = [json.loads(host.stdout.readline()) for _ in range(swaps)]
     load.send_signal(2)
     swapping = result(load)
+    swapping["watcher"] = watcher.worst
     swapping["latencies"] = json.loads((data / "latencies.json").read_text())
     host.communicate()
     return steady, swapping, events
@@ -72,6 +92,7 @@ def main() -> None:
         print(f"| {name} | {seen['requests']} | {seen['failures']} | {latencies} |")
     print(f"\nload beside, prove, switch: median {loading[len(loading) // 2]:.2f} s, longest {loading[-1]:.2f} s")
     print(f"worst request over the steady p99: {swapping['p100'] - steady['p99']:.1f} ms")
+    print(f"the watcher's worst oversleep, steady and swapping: {swapping['watcher'] * 1e3:.1f} ms")
     for due, latency in sorted(swapping["latencies"], key=lambda pair: -pair[1])[:5]:
         print(f"  {latency * 1e3:.1f} ms, {where(due, events)}")
 
