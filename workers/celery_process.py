@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tenacity
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_process_init, worker_process_shutdown
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -47,6 +49,8 @@ def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner
         process.preload()
     else:
         process.open(control=True)
+    # Messages are JSON job ids, and nothing here unpickles: a container's root is no more dangerous than elsewhere.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     logger.info("worker: taking jobs of %s", ", ".join(queues))
     worker = app.Worker(
         hostname=f"{'+'.join(queues)}@{owner}",
@@ -97,7 +101,7 @@ class _Process:
             worker.notifier.close()
             worker.db.close()
 
-    def run_job(self, job_id: object = None) -> None:
+    def run_job(self, job_id: object = None, *_: object, **__: object) -> None:
         """The task body."""
         assert self._worker is not None, "the pool's process was opened by worker_process_init"
         self._worker.run_job(job_id)

@@ -154,6 +154,7 @@ class Member:
     def _main(self) -> None:
         parent = os.getppid()
         os.setpgid(0, 0)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Celery talks on stdout, which is not ours to fill
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _end_with_parent(parent)
