@@ -202,7 +202,7 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
         await until(lambda: live(host).child not in (hung, None))
         assert (await infer(http, 1)).status_code == 200
 
-    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 0.3, "hang_seconds": 0.2}))
+    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 1, "hang_seconds": 0.5}))
 
 
 def test_a_queue_that_is_full_refuses_at_once(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_request_that_expired_in_the_queue_is_not_computed(tmp_path: Path) -> 
         assert {answer.status_code for answer in answers} == {200, 504}
         began = asyncio.get_running_loop().time()
         assert (await infer(http, 1)).status_code == 200
-        assert asyncio.get_running_loop().time() - began < 0.4
+        assert asyncio.get_running_loop().time() - began < 1.0  # computing the four would take 1.2 s
 
     run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 0.45, "hang_seconds": 60}))
 
