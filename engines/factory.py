@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -55,8 +56,8 @@ def make(reference: str, allowed: Sequence[str]) -> nn.Module:
 def _from_name(name: str, reference: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError) as exc:
-        raise LoadError(f"{reference}: {exc}") from exc
+    except Exception as exc:  # whatever the module's own code raises
+        raise LoadError(f"{reference}: {type(exc).__name__}: {exc}") from exc
 
 
 def _from_file(path: Path, reference: str) -> ModuleType:
@@ -66,5 +67,9 @@ def _from_file(path: Path, reference: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise LoadError(f"{reference}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses and pickling look there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:
+        raise LoadError(f"{reference}: {type(exc).__name__}: {exc}") from exc
     return module

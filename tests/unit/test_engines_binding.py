@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from weighbridge.engines import datatypes
 from weighbridge.engines.binding import Parameter, bind, fingerprint, matches, normal_name
-from weighbridge.engines.errors import BindingError
+from weighbridge.engines.errors import BindingError, LoadError
+from weighbridge.engines.factory import load_factory
 
 W, B = Parameter(shape=(4, 2), dtype="F32"), Parameter(shape=(4,), dtype="F32")
 PROGRAM = {"fc.weight": W, "fc.bias": B}
@@ -79,3 +81,21 @@ def test_the_front_can_import_these_without_torch() -> None:
     modules = "datatypes, binding, tensors, golden, manifest, protocols, load, factory"
     code = f"import sys; from weighbridge.engines import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_factory_reference_says_what_is_wrong(tmp_path: Path) -> None:
+    """No colon, no file, no such name, code that fails: each by its own words."""
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise RuntimeError('no weights today')\ndef f(): ...")
+    good = tmp_path / "good.py"
+    good.write_text("def f(): return 7")
+    for reference, rule in (
+        ("nothing", "write package.module:factory"),
+        (f"{tmp_path}/none.py:f", "there is no file"),
+        (f"{broken}:f", "RuntimeError: no weights today"),
+        (f"{good}:g", "has no callable g"),
+        ("no_such_package.x:f", "ModuleNotFoundError"),
+    ):
+        with pytest.raises(LoadError, match=rule):
+            load_factory(reference)
+    assert load_factory(f"{good}:f")() == 7  # type: ignore[comparison-overlap]

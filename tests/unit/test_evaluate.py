@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from safetensors.numpy import save
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest
 from weighbridge.registry.recipe import Gate
-from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
+from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.folder import FolderStore
+from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate, main
 
 ROWS = 600
 
@@ -132,3 +135,13 @@ def test_a_blob_that_is_not_here_is_for_a_retry(bench: Bench) -> None:
     """Raised, not judged."""
     with pytest.raises(LookupError):
         bench.run(dataset="f" * 64)
+
+
+def test_the_stage_runs_by_itself(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m weighbridge.workers.evaluate` prints the verdict and every number as JSON."""
+    blobs = Blobs(FolderStore(tmp_path / "store", create=True))
+    for path in (tmp_path / "blobs").iterdir():
+        blobs.put_bytes(path.read_bytes())
+    assert main([bench.good, bench.dataset, "--blobs", str(tmp_path / "store")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["verdict"], said["metrics"][0]["name"]) == ("passed", "accuracy")

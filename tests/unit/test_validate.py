@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from fixtures.checkpoints import raw, safetensors
 from fixtures.engines import make_checkpoint, weights
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
 from weighbridge.engines import golden
@@ -180,6 +182,19 @@ def test_configuration_that_is_code_is_quarantined(scale: Scale, name: str, text
     outcome = scale.weigh("run/")
     assert outcome.verdict == "quarantined"
     assert outcome.reason.startswith(name)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.floats(0, 0.3), byte=st.integers(0, 255), cut=st.sampled_from([0, 0, 0, 1, 500]), cast=st.booleans())
+def test_any_damaged_file_gets_a_verdict(scale: Scale, at: float, byte: int, cut: int, cast: bool) -> None:
+    """A flipped byte or a lost end never raises: whatever cannot be proven ends in a verdict with a reason."""
+    data = bytearray(make_checkpoint(scale.drops / "a.safetensors").read_bytes())
+    data[int(at * len(data))] = byte
+    (scale.drops / "a.safetensors").write_bytes(data[: len(data) - cut])
+    outcome = scale.weigh("a.safetensors", program=ProgramWish(template="digits") if cast else None)
+    assert outcome.reason
+    assert outcome.verdict in ("passed", "rejected", "quarantined", "needs_binding")
+    assert not (cut and outcome.verdict == "passed")
 
 
 def test_a_published_manifest_must_tell_the_truth(scale: Scale) -> None:
