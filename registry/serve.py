@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import tenacity
 import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
 
 from weighbridge.registry import tokens
-from weighbridge.registry.api.app import create_app, is_loopback
+from weighbridge.registry.api.app import create_app
+from weighbridge.registry.api.auth import is_loopback
 from weighbridge.registry.api.context import Context
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Forbidden, RegistryError, Unavailable
-from weighbridge.registry.notify import Notifier
+from weighbridge.registry.notify import Notifier, open_notifier
 from weighbridge.registry.recipe import Policy
-from weighbridge.registry.settings import RegistrySettings
+from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.settings import StorageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,52 @@ class CannotListen(RegistryError, OSError):
     code = "cannot-listen"
 
 
+class RegistryNeeds(Protocol):
+    """The settings that a registry reads; weighbridge.settings.Settings has them."""
+
+    @property
+    def registry(self) -> RegistrySettings: ...
+    @property
+    def storage(self) -> StorageSettings: ...
+    @property
+    def broker(self) -> BrokerSettings: ...
+    @property
+    def policies(self) -> tuple[Policy, ...]: ...
+    @property
+    def database_url(self) -> SecretStr: ...
+
+
+def run(needs: RegistryNeeds, *, migrate: bool = True, ready: Callable[[str], None] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises what `serve` raises, and StorageError."""
+    stop = threading.Event()
+    with _signals(stop), contextlib.ExitStack() as parts:
+        db = Database(needs.database_url)
+        parts.callback(db.close)
+        notifier = open_notifier(needs.broker.url, needs.broker.channel)
+        parts.callback(notifier.close)
+        blobs = Blobs(needs.storage.open_artifacts(create=True), needs.storage.artifacts_prefix)
+        serve(
+            needs.registry, db, notifier, blobs, needs.policies, ready=ready or _say_where, stop=stop, migrate=migrate
+        )
+    logger.info("ended")
+    return 0
+
+
+def _say_where(url: str) -> None:
+    logger.info("the registry answers at %s", url)
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`."""
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def serve(
     settings: RegistrySettings,
     db: Database,
@@ -40,17 +93,17 @@ def serve(
     policies: Sequence[Policy] = (),
     *,
     ready: Callable[[str], None] = lambda url: None,
-    stop: threading.Event | None = None,
+    stop: threading.Event,
+    migrate: bool = True,
 ) -> None:
-    """Serve the API until SIGINT or SIGTERM (in the main thread), or until `stop` is set.
+    """Serve the API until `stop` is set.
 
-    Waits for a database that is down, and brings its schema up to date. `ready` gets the URL once it answers. Raises
-    CannotListen, Forbidden (off loopback without any admin token).
+    Waits for a database that is down; with `migrate` brings its schema up to date, without it waits until somebody did.
+    `ready` gets the URL once the API answers. Raises CannotListen, Forbidden (off loopback without any admin token).
     """
-    stop = stop or threading.Event()
     sock = _bind(settings)
     try:
-        if not _open_database(db, stop):
+        if not _await_database(db.upgrade if migrate else db.check, stop):
             return
         _check_exposure(settings, db)
         app = create_app(db, notifier, blobs, settings, policies)
@@ -81,8 +134,8 @@ def _bind(settings: RegistrySettings) -> socket.socket:
     return sock
 
 
-def _open_database(db: Database, stop: threading.Event) -> bool:
-    """Upgrade the schema as soon as the database answers; False when it is time to stop before that."""
+def _await_database(check: Callable[[], None], stop: threading.Event) -> bool:
+    """Call `check` until it is not Unavailable, saying each reason once; False when asked to stop before that."""
     said = ""
 
     def say(state: tenacity.RetryCallState) -> None:
@@ -101,7 +154,7 @@ def _open_database(db: Database, stop: threading.Event) -> bool:
         reraise=True,
     )
     try:
-        retrying(db.upgrade)
+        retrying(check)
     except Unavailable:
         return False
     if said:
@@ -113,12 +166,17 @@ def _check_exposure(settings: RegistrySettings, db: Database) -> None:
     """Off loopback every call needs a token, so there must be one."""
     if is_loopback(settings.host):
         return
-    with db.read() as tx:
-        if not tokens.has_admin(tx):
+    with db.transaction() as tx:
+        if tokens.has_admin(tx):
+            return
+        if settings.token is None:
             raise Forbidden(
                 f"the registry would listen on {settings.host}, which other machines reach, without any admin token: "
-                "create one with `weighbridge token create --role admin` beside the database, or listen on 127.0.0.1"
+                "give it one of your own as registry.token (WEIGHBRIDGE_TOKEN, e.g. from `openssl rand -base64 32`), "
+                "or start it on 127.0.0.1 first and run `weighbridge token create admin`"
             )
+        tokens.adopt(tx, settings.token.get_secret_value(), "registry.token")
+    logger.warning("there was no admin token yet: registry.token is one now; revoke it when you have created others")
 
 
 class _Server(uvicorn.Server):
@@ -126,7 +184,7 @@ class _Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: object,
+        app: FastAPI,
         settings: RegistrySettings,
         sock: socket.socket,
         ready: Callable[[str], None],
@@ -134,7 +192,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]
+                app,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
@@ -144,8 +202,12 @@ class _Server(uvicorn.Server):
                 ssl_keyfile=settings.tls_key or None,
             )
         )
-        self._context: Context = app.state.context  # type: ignore[attr-defined]
+        self._context: Context = app.state.context
         self._settings, self._sock, self._ready, self._stop = settings, sock, ready, stop
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        """Signals are the process's business: whoever runs the server sets `stop`."""
+        return contextlib.nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

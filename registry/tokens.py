@@ -19,6 +19,8 @@ from weighbridge.registry.models import Token
 ROLES: Final = ("viewer", "publisher", "approver", "admin", "host", "enrol")
 _PREFIX: Final = "wb_"
 """Lets secret scanners know one when they see one."""
+_LEAST: Final = 32
+"""Characters of a token that an operator chose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,8 @@ def create(
     if ttl is not None and ttl <= 0:
         raise Invalid(f"a token that lives {ttl:g} s is of no use: give a positive time")
     bearer = _PREFIX + secrets.token_urlsafe(32)
-    now = db.clock(tx)
-    expires = None if ttl is None else now + ttl
-    token = Token(hash=_hash(bearer), role=role, name=name, host_id=host_id, expires_at=expires, created_at=now)
-    tx.add(token)
-    tx.flush()
-    _event(tx, "token.created", token, actor)
+    expires = None if ttl is None else db.clock(tx) + ttl
+    _add(tx, Token(hash=_hash(bearer), role=role, name=name, host_id=host_id, expires_at=expires), actor=actor)
     return bearer
 
 
@@ -105,6 +103,13 @@ def bootstrap(tx: Session, name: str = "first admin") -> str | None:
     return None if has_admin(tx) else create(tx, "admin", name, actor="bootstrap")
 
 
+def adopt(tx: Session, bearer: str, name: str) -> None:
+    """Make an admin token of a secret that the operator chose. Raises Invalid for one that could be guessed."""
+    if len(bearer) < _LEAST:
+        raise Invalid(f"the token {name} has {len(bearer)} characters: an admin's own token has at least {_LEAST}")
+    _add(tx, Token(hash=_hash(bearer), role="admin", name=name), actor="bootstrap")
+
+
 def require(principal: Principal, roles: frozenset[str]) -> None:
     """Raise Forbidden unless the principal's role is one of `roles`."""
     if principal.role not in roles:
@@ -122,6 +127,12 @@ def _valid(now: db.now) -> tuple[Any, ...]:
 def _hash(bearer: str) -> str:
     """Plain SHA-256 is enough here: there is nothing to guess in 256 random bits."""
     return hashlib.sha256(bearer.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _add(tx: Session, token: Token, *, actor: str) -> None:
+    tx.add(token)
+    tx.flush()
+    _event(tx, "token.created", token, actor)
 
 
 def _event(tx: Session, kind: str, token: Token, actor: str) -> None:

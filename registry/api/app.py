@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import FastAPI
@@ -33,14 +32,6 @@ from weighbridge.storage.blobs import Blobs
 _ROOMS = (models, versions, feed, rollouts, hosts, blobs, templates, tokens, health)
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether an address to listen on can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def create_app(
     db: Database,
     notifier: Notifier,
@@ -65,14 +56,14 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        responses={"default": {"description": "RFC 9457 problem details", "content": {"application/problem+json": {}}}},
     )
     app.state.context = Context(db, notifier, blobs, settings, tuple(policies), pulse)
     for room in _ROOMS:
-        app.include_router(room.router)
+        # Flat, as they are: an included router hides its routes, and `check_routes` must see every one.
+        app.router.routes.extend(room.router.routes)
     auth.check_routes(app)
     problems.add_handlers(app)
     # The last one added is the outermost.
-    app.add_middleware(auth.Authentication, db=db, open=is_loopback(settings.host))
+    app.add_middleware(auth.Authentication, db=db, open=auth.is_loopback(settings.host))
     app.add_middleware(problems.LastResort)
     return app

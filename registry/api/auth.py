@@ -1,7 +1,9 @@
-"""Who calls, and what their role allows. Deny by default: a route without `allow` keeps the app from starting."""
+"""Who calls, and what their role allows. Deny by default: a route that names no roles keeps the app from starting."""
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -15,6 +17,8 @@ from weighbridge.registry.api import problems
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Forbidden, RegistryError, Unauthorized
 from weighbridge.registry.tokens import LOCAL, Principal
+
+_PORT: Final = re.compile(r":\d+$")
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 
@@ -39,6 +43,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
             try:
+                _refuse_other_pages(scope)
                 scope.setdefault("state", {})["principal"] = await self._principal(scope)
             except RegistryError as error:
                 return await problems.of_registry(error)(scope, receive, send)
@@ -47,12 +52,12 @@ class Authentication:
         return await self._app(scope, receive, send)
 
     async def _principal(self, scope: Scope) -> Principal:
-        sent = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        sent = _header(scope, b"authorization")
         if sent is None:
             if self._open:
-                return LOCAL
+                return _local(scope)
             raise Unauthorized("this registry wants a token: send `Authorization: Bearer …`")
-        kind, _, bearer = sent.decode("latin-1").partition(" ")
+        kind, _, bearer = sent.partition(" ")
         if kind.lower() != "bearer" or not bearer.strip():
             raise Unauthorized("the Authorization header holds no bearer token")
         return await run_in_threadpool(self._look_up, bearer.strip())
@@ -60,6 +65,34 @@ class Authentication:
     def _look_up(self, bearer: str) -> Principal:
         with self._db.read() as tx:
             return tokens.authenticate(tx, bearer)
+
+
+def _refuse_other_pages(scope: Scope) -> None:
+    """Raise Forbidden for what a web page elsewhere makes a browser send: it would act as whoever browses."""
+    origin = _header(scope, b"origin")
+    if origin is not None and origin.partition("://")[2] != _header(scope, b"host"):
+        raise Forbidden(f"a page of {origin[:255]} cannot call this registry")
+
+
+def _local(scope: Scope) -> Principal:
+    """Whoever calls an open registry by a loopback name: a page can point a name of its own at 127.0.0.1."""
+    host = _header(scope, b"host") or ""
+    if not is_loopback(_PORT.sub("", host).strip("[]")):
+        raise Forbidden(f"this registry is open on loopback only, not as {host[:255]!r}: send a token to call it so")
+    return LOCAL
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    found = next((value for key, value in scope["headers"] if key == name), None)
+    return None if found is None else str(found, "latin-1")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address, or a name to listen on, can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class Allowed:
@@ -90,10 +123,12 @@ def roles_of(route: APIRoute) -> frozenset[str]:
 
 
 def check_routes(app: FastAPI) -> None:
-    """Refuse an app with a route that forgot to name its roles."""
-    open_routes = [r.path for r in app.routes if isinstance(r, APIRoute) and r.path not in PUBLIC and not roles_of(r)]
-    if open_routes:
-        raise RuntimeError(f"these routes name no roles: {', '.join(open_routes)}")
+    """Refuse an app with a route that names no roles, or that is of a kind which cannot be looked into."""
+    for route in app.routes:
+        path = getattr(route, "path", repr(route))
+        named = isinstance(route, APIRoute) and roles_of(route)
+        if not named and path not in (*PUBLIC, app.openapi_url):
+            raise RuntimeError(f"route {path} names no roles")
 
 
 def own_host(principal: Principal, host_id: str) -> None:

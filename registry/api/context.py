@@ -11,11 +11,13 @@ from fastapi import Depends, Header, Path, Query, Request
 
 from weighbridge.registry.api.pulse import Pulse
 from weighbridge.registry.db import Database, Session
-from weighbridge.registry.errors import Invalid
+from weighbridge.registry.errors import Invalid, NotFound
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import RegistrySettings
 from weighbridge.storage.blobs import Blobs
+
+_MAX_INT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,22 @@ async def _limit(request: Request, limit: Annotated[int | None, Query(ge=1, le=1
     return limit or settings.page_size
 
 
+async def _selector(
+    selector: Annotated[str, Path(min_length=1, max_length=255, description="A number, an alias or `latest`.")],
+) -> str:
+    """A number that no row can have is not there, rather than an error of the database."""
+    if selector.isascii() and selector.isdigit() and int(selector) > _MAX_INT:
+        raise NotFound("version", selector)
+    return selector
+
+
 Ctx = Annotated[Context, Depends(_context)]
 Revision = Annotated[int | None, Depends(_revision)]
 Limit = Annotated[int, Depends(_limit)]
 Cursor = Annotated[str, Query(max_length=255, description="`next` of the page before.")]
 NumberCursor = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")]
 Name = Annotated[str, Path(min_length=1, max_length=255)]
-Selector = Annotated[str, Path(min_length=1, max_length=255, description="A number, an alias or `latest`.")]
+Selector = Annotated[str, Depends(_selector)]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
-RowId = Annotated[int, Path(ge=1, le=2**31 - 1)]
+RowId = Annotated[int, Path(ge=1, le=_MAX_INT)]
 Wait = Annotated[float, Query(ge=0, le=60, description="Longest wait for news (s).")]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -71,6 +72,8 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(IllegalTransition, _on_transition)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(DataError, _on_value)
+    app.add_exception_handler(OverflowError, _on_value)
 
 
 async def _on_registry(request: Request, error: Exception) -> Response:
@@ -94,6 +97,12 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
     return problem(Invalid.status, Invalid.code, wrong)
+
+
+async def _on_value(request: Request, error: Exception) -> Response:
+    """What only the database noticed; NUL characters and numbers of more than 64 bits get this far."""
+    logger.info("%s %s: %s", request.method, request.url.path, error)
+    return problem(Invalid.status, Invalid.code, "a value is out of range, too long, or holds a NUL character")
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
