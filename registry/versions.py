@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import String, and_, cast, exists, insert, literal, or_, select, update
+from sqlalchemy import String, and_, cast, exists, insert, literal, select, update
 from sqlmodel import col
 
 from weighbridge.registry import catalog, checkpoints, events, jobs, lifecycle, recipes
@@ -155,15 +155,11 @@ def overdue(tx: Session, limit: int = 100) -> list[int]:
     key = key + ":" + cast(col(Version.judgement), String)
     mine = and_(col(Job.subject_type) == "version", col(Job.subject_id) == col(Version.id), col(Job.key) == key)
     waiting = exists().where(mine, col(Job.state).in_([JobState.QUEUED, JobState.RUNNING]))
-    failed = or_(
-        col(Job.state) == JobState.FAILED,
-        and_(col(Job.state) == JobState.DONE, col(Job.verdict) != Verdict.PASSED),
-    )
-    stuck = or_(
-        and_(col(Version.status) == VersionStatus.DISCOVERED, ~waiting),
-        and_(col(Version.status) == VersionStatus.READY, exists().where(mine, failed)),
-    )
-    return [row for row in tx.scalars(select(col(Version.id)).where(stuck).limit(limit)) if row is not None]
+    stuck = select(col(Version.id)).where(col(Version.status) == VersionStatus.DISCOVERED, ~waiting)
+    # Ready in the fast lane, and its evaluation's attempts are used up. Driven by the few failed jobs.
+    failed = select(col(Version.id)).join(Job, mine).where(col(Job.state) == JobState.FAILED)
+    failed = failed.where(col(Version.status) == VersionStatus.READY)
+    return [row for row in tx.scalars(stuck.union(failed).limit(limit)) if row is not None]
 
 
 def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, policies: Sequence[Policy]) -> list[Job]:

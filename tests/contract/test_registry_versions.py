@@ -229,6 +229,30 @@ def test_used_up_attempts_fail_closed(database: Database) -> None:
     )
 
 
+def test_a_fast_evaluation_that_never_finishes_fails_closed(database: Database, fleet: list[str]) -> None:
+    """The version is ready meanwhile; when the attempts are used up it is found, rejected and withdrawn."""
+    evaluate = run(database, recorded(database, recipe_text=FAST).jobs[0].id)
+    for _ in range(3):
+        with database.transaction() as tx:
+            assert versions.overdue(tx) == []
+            assert jobs.claim(tx, evaluate or 0, "crashing", -1) is not None
+            jobs.expire(tx)
+    with database.transaction() as tx:
+        assert versions.overdue(tx) == [1]
+        versions.advance(tx, 1, actor="reconcile", policies=())
+        assert versions.overdue(tx) == []
+    assert look(database).status == "rejected"
+    assert fleet == ["start", "withdraw 1: evaluate did not finish: the worker stopped reporting"]
+
+
+def test_a_version_without_evaluation_set_is_not_overdue(database: Database, fleet: list[str]) -> None:
+    """What does not apply holds nothing back, and is not looked at again."""
+    run(database, run(database, recorded(database).jobs[0].id), Verdict.NOT_APPLICABLE, "no evaluation set")
+    assert (look(database).status, look(database).reason) == ("ready", "no evaluation set")
+    with database.read() as tx:
+        assert versions.overdue(tx) == []
+
+
 def test_two_last_jobs_that_finish_together(database: Database, fleet: list[str]) -> None:
     """Each transaction sees the other's job open until it commits; under the row lock the later one sees both done."""
     validate = recorded(database).jobs[0].id
