@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weighbridge.cli import output, rollouts, session
+from weighbridge.cli.exits import Exit, Failed
+from weighbridge.cli.versions import Reason
 
 if TYPE_CHECKING:
+    from weighbridge.registry.client import Client
     from weighbridge.registry.schemas import Event, Host
 
 PANEL = "Fleet"
 
 
 def register(app: typer.Typer) -> None:
-    for command in (status, hosts, events):
+    for command in (status, hosts, retire, events):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -55,6 +61,27 @@ def hosts(context: typer.Context, json: session.Json = False) -> None:
     output.table(columns, rows, empty="no hosts: start one with `weighbridge host`")
 
 
+def retire(
+    context: typer.Context,
+    host: Annotated[str, typer.Argument(help="The host's name or id, from `hosts`.")],
+    reason: Reason = "",
+    json: session.Json = False,
+) -> None:
+    """Take a host out for good: its token ends, rollouts no longer count on it.
+
+    Example: weighbridge retire gpu-7 -m "returned to the pool"
+    """
+    with session.of(context).client() as client:
+        named = [known.id for known in client.hosts() if known.name == host and known.state != "retired"]
+        if len(named) > 1:
+            raise Failed(f"{len(named)} hosts are named {host}: give one of the ids {', '.join(named)}", Exit.REFUSED)
+        gone = client.retire(named[0] if named else host, reason)
+    if json:
+        output.emit(gone)
+    else:
+        typer.echo(f"{gone.name} is {gone.state}")
+
+
 def events(
     context: typer.Context,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
@@ -73,17 +100,23 @@ def events(
             for event in client.watch(after, model=model, kinds=kind):
                 _line(event, json=json)
             return
-        start = max(0, client.status().last_seq - limit) if after is None else after
-        # A filter sees fewer: look at everything, and keep the last ones.
-        start = 0 if after is None and (model or kind) else start
-        found: list[Event] = []
-        while page := client.events(start, model=model, kinds=kind):
-            found, start = [*found, *page][-limit:] if after is None else [*found, *page], page[-1].seq
-            if after is not None and len(found) >= limit:
-                found = found[:limit]
-                break
-    for event in found:
-        _line(event, json=json)
+        for event in _recent(client, after, limit, model=model, kinds=kind):
+            _line(event, json=json)
+
+
+def _recent(
+    client: Client, after: int | None, limit: int, *, model: str | None, kinds: list[str] | None
+) -> Iterable[Event]:
+    """The first `limit` events behind `after`; without it, the last ones."""
+    filtered = bool(model or kinds)  # then only reading all of them tells which are the last
+    start = after if after is not None else 0 if filtered else max(0, client.status().last_seq - limit)
+    found: deque[Event] = deque(maxlen=limit if after is None else None)
+    while page := client.events(start, model=model, kinds=kinds):
+        found.extend(page)
+        start = page[-1].seq
+        if after is not None and len(found) >= limit:
+            break
+    return islice(found, limit)
 
 
 def _line(event: Event, *, json: bool) -> None:
