@@ -58,9 +58,7 @@ class Pulse:
                 yield
             finally:
                 self.end()
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await task  # Not cancelled: a look under way holds a connection.
 
     async def wait(self, condition: Condition, seconds: float) -> bool:
         """True as soon as a look meets the condition; False after `seconds`, or when the server ends."""
@@ -81,12 +79,14 @@ class Pulse:
     def end(self) -> None:
         """Answer everybody who waits, and make nobody wait any more: the server shuts down."""
         self._ended = True
+        self._wanted.set()
+        self._rung.set()
         for future in self._waiting:
             if not future.done():
                 future.set_result(False)
 
     async def _run(self) -> None:
-        while True:
+        while not self._ended:
             if not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
@@ -97,6 +97,10 @@ class Pulse:
                 seen = await run_in_threadpool(self._look)
             except Unavailable as exc:
                 logger.debug("cannot look: %s", exc)
+                await asyncio.sleep(self._poll_seconds)
+                continue
+            except Exception:  # Our own mistake; but whoever waits is better served late than never.
+                logger.exception("cannot look")
                 await asyncio.sleep(self._poll_seconds)
                 continue
             for future, condition in self._waiting.items():
