@@ -54,9 +54,12 @@ class Database:
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.dialect = parsed.get_backend_name()
         self.url_safe = parsed.render_as_string(hide_password=True)
-        self._single = _Single() if self.dialect == "sqlite" and parsed.database in (None, "", ":memory:") else None
+        memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
+        # Waiting in SQLite is sleeping, and starves the unlucky: threads that write take turns here instead.
+        self._writing = _Turns() if self.dialect == "sqlite" else contextlib.nullcontext()
+        self._reading = self._writing if memory else contextlib.nullcontext()
         if self.dialect == "sqlite":
-            self._engine = _sqlite_engine(parsed.render_as_string(hide_password=False), memory=bool(self._single))
+            self._engine = _sqlite_engine(parsed.render_as_string(hide_password=False), memory=memory)
         elif self.dialect == "postgresql":
             self._engine = _postgresql_engine(parsed.render_as_string(hide_password=False))
         else:
@@ -67,18 +70,18 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Session]:
         """A write transaction: committed at the block's end, rolled back when it raises. Raises Unavailable."""
-        with self._translated(), self._alone(), Session(self._write, expire_on_commit=False) as tx, tx.begin():
+        with self._translated(), self._writing, Session(self._write, expire_on_commit=False) as tx, tx.begin():
             yield tx
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """One consistent look (on SQLite; per statement on PostgreSQL); nothing is ever written. Raises Unavailable."""
-        with self._translated(), self._alone(), Session(self._read, expire_on_commit=False, autoflush=False) as tx:
+        with self._translated(), self._reading, Session(self._read, expire_on_commit=False, autoflush=False) as tx:
             yield tx
 
     def upgrade(self) -> None:
         """Bring the schema to the newest revision; several processes may do so at once. Raises Unavailable."""
-        with self._translated(), self._alone(), self._write.begin() as connection:
+        with self._translated(), self._writing, self._write.begin() as connection:
             if self.dialect == "postgresql":
                 connection.execute(text("SET LOCAL lock_timeout = 0"))
                 connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
@@ -89,7 +92,7 @@ class Database:
 
     def check(self) -> None:
         """Prove that the database answers and has this release's schema. Raises Unavailable with what to do."""
-        with self._translated(), self._alone(), self._read.connect() as connection:
+        with self._translated(), self._reading, self._read.connect() as connection:
             found, head = _revision(connection), _head()
         if found != head:
             raise Unavailable(
@@ -100,11 +103,6 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        with self._single or contextlib.nullcontext():
-            yield
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -124,8 +122,8 @@ class Database:
         return "check that the server runs and that the URL's host, user and password are right"
 
 
-class _Single:
-    """Lends the one connection of a database in memory to one thread at a time."""
+class _Turns:
+    """One thread at a time; one that would wait for itself is told so."""
 
     def __init__(self) -> None:
         self._lock, self._holder = threading.Lock(), 0
@@ -133,8 +131,9 @@ class _Single:
     def __enter__(self) -> None:
         me = threading.get_ident()
         if self._holder == me:
-            raise RuntimeError("a database in memory has one connection: end the open transaction first")
-        self._lock.acquire()
+            raise RuntimeError("this thread has a transaction open on this database: end it first")
+        if not self._lock.acquire(timeout=_BUSY_SECONDS):
+            raise Unavailable(f"another thread has kept its transaction open for {_BUSY_SECONDS} s; try again")
         self._holder = me
 
     def __exit__(self, *_: object) -> None:

@@ -183,7 +183,7 @@ def test_a_database_in_memory_is_shared_by_threads() -> None:
         list(pool.map(create, range(20)))
     with database.read() as tx:
         assert len(catalog.page(tx)) == 20
-        with pytest.raises(RuntimeError, match="end the open transaction first"), database.transaction():
+        with pytest.raises(RuntimeError, match="end it first"), database.transaction():
             pass
     database.close()
 
