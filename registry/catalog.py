@@ -9,7 +9,7 @@ from sqlmodel import col
 
 from weighbridge.registry import events
 from weighbridge.registry.db import Session, insert_or_skip
-from weighbridge.registry.errors import Conflict, Invalid, NotFound, RevisionMismatch
+from weighbridge.registry.errors import Invalid, NotFound
 from weighbridge.registry.models import Model, Version
 
 MAX_NAME = 255
@@ -19,16 +19,6 @@ def check_name(name: str) -> None:
     """Raise Invalid unless the name may be a model's: 1 to 255 characters, no `/`, no `:`, no control characters."""
     if not name.strip() or len(name) > MAX_NAME or "/" in name or ":" in name or not name.isprintable():
         raise Invalid(f"model name {name[:80]!r}: 1 to {MAX_NAME} printable characters without '/' and ':'")
-
-
-def create(tx: Session, name: str, *, description: str = "", actor: str) -> Model:
-    """Make a model before its first version. Raises Invalid, Conflict when it is there."""
-    check_name(name)
-    model = insert_or_skip(tx, Model(name=name, description=description))
-    if model is None:
-        raise Conflict(f"model {name} is there already")
-    events.record(tx, "model.created", model=name, subject=f"model:{model.id}", actor=actor)
-    return model
 
 
 def ensure(tx: Session, name: str, *, actor: str) -> Model:
@@ -50,29 +40,6 @@ def get(tx: Session, name: str) -> Model:
     model = tx.scalars(select(Model).where(col(Model.name) == name)).one_or_none()
     if model is None:
         raise NotFound("model", name)
-    return model
-
-
-def describe(tx: Session, name: str, description: str, *, actor: str, expected_revision: int | None = None) -> Model:
-    """Change the description. Raises NotFound, RevisionMismatch."""
-    locked = select(Model).where(col(Model.name) == name).with_for_update(key_share=True)
-    model = tx.scalars(locked, execution_options={"populate_existing": True}).one_or_none()
-    if model is None:
-        raise NotFound("model", name)
-    if expected_revision is not None and expected_revision != model.revision:
-        raise RevisionMismatch(f"model {name}", expected_revision, model.revision)
-    before, model.description = model.description, description
-    model.revision += 1
-    tx.flush()
-    events.record(
-        tx,
-        "model.described",
-        model=name,
-        subject=f"model:{model.id}",
-        before={"description": before},
-        after={"description": description},
-        actor=actor,
-    )
     return model
 
 

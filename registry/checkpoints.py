@@ -83,21 +83,6 @@ def seen(tx: Session) -> Iterator[tuple[str, str, str, str]]:
         yield row[0], row[1], row[2], row[3]
 
 
-def pending(tx: Session, limit: int = 100) -> list[Checkpoint]:
-    """Return what waits or was refused, what changed last first."""
-    open_states = [CheckpointState.WAITING, CheckpointState.REFUSED]
-    statement = select(Checkpoint).where(col(Checkpoint.state).in_(open_states))
-    return list(
-        tx.scalars(statement.order_by(col(Checkpoint.updated_at).desc(), col(Checkpoint.id).desc()).limit(limit))
-    )
-
-
-def waiting_paths(tx: Session, model: str) -> list[str]:
-    """Return the paths of a model that wait: what judges them changed, so they are looked at again."""
-    waits = (col(Checkpoint.model) == model, col(Checkpoint.state) == CheckpointState.WAITING)
-    return list(tx.scalars(select(col(Checkpoint.path)).where(*waits)))
-
-
 def removed(tx: Session, model: str, path: str) -> None:
     """The objects are gone: drop what waited for them. A path that versions came from is kept, as complete."""
     row = lookup(tx, model, path, lock=True)

@@ -22,6 +22,7 @@ from weighbridge.registry.models import Job
 _DUE = and_(col(Job.state) == JobState.QUEUED, col(Job.not_before) <= now())
 _EXPIRED = and_(col(Job.state) == JobState.RUNNING, col(Job.lease_until) <= now())
 _USED_UP = col(Job.attempt) >= col(Job.max_attempts)
+_PAST_THE_SESSION = {"synchronize_session": False}
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None, "sent_at": None}
 
 
@@ -131,7 +132,7 @@ def claim(tx: Session, job_id: int, owner: str, lease_seconds: float) -> Claim |
         )
     )
     columns = (col(Job.attempt), col(Job.subject_type), col(Job.subject_id), col(Job.stage))
-    row = tx.execute(taken.returning(*columns), execution_options={"synchronize_session": False}).one_or_none()
+    row = tx.execute(taken.returning(*columns), execution_options=_PAST_THE_SESSION).one_or_none()
     if row is not None:
         return Claim(job_id, row.attempt, owner, row.subject_type, row.subject_id, Stage(row.stage))
     _give_up(tx, free)
@@ -160,8 +161,8 @@ def retry(tx: Session, claim: Claim, error: str, delay: float) -> None:
         "not_before": now() + delay,
         "reason": error,
     }
-    _fenced(tx, claim, {**values, **_NO_LEASE})
-    events.record(tx, "job.retried", subject=f"job:{claim.job_id}", actor=claim.owner, reason=error)
+    state = _fenced(tx, claim, {**values, **_NO_LEASE})
+    _tell(tx, "failed" if state is JobState.FAILED else "retried", claim.job_id, claim.owner, error)
 
 
 def release(tx: Session, claim: Claim, until: float, reason: str = "") -> None:
@@ -181,11 +182,12 @@ def expire(tx: Session) -> list[int]:
     expired = select(col(Job.id)).where(_EXPIRED).order_by(col(Job.id)).with_for_update(skip_locked=True)
     ids = [job_id for job_id in tx.scalars(expired) if job_id is not None]
     if ids:
-        mine = col(Job.id).in_(ids)
-        _give_up(tx, and_(mine, _EXPIRED))
-        _run(tx, update(Job).where(mine, _EXPIRED).values(state=JobState.QUEUED, not_before=now(), **_NO_LEASE))
+        mine = and_(col(Job.id).in_(ids), _EXPIRED)
+        failed = _give_up(tx, mine)
+        _run(tx, update(Job).where(mine).values(state=JobState.QUEUED, not_before=now(), **_NO_LEASE))
         for job_id in ids:
-            events.record(tx, "job.expired", subject=f"job:{job_id}", actor="lease", reason="no heartbeat in time")
+            if job_id not in failed:
+                _tell(tx, "expired", job_id, "lease", "no heartbeat in time")
     return ids
 
 
@@ -210,25 +212,40 @@ def _subject(subject_type: str, subject_id: int) -> Any:
     return and_(col(Job.subject_type) == subject_type, col(Job.subject_id) == subject_id)
 
 
-def _give_up(tx: Session, free: Any) -> None:
-    """Fail those that match and have no attempt left."""
+def _give_up(tx: Session, free: Any) -> list[int]:
+    """Fail those that match and have no attempt left; return their ids."""
     last = func.coalesce(func.nullif(col(Job.reason), ""), "the worker stopped reporting")
     failed = update(Job).where(free, _USED_UP)
-    _run(tx, failed.values(state=JobState.FAILED, finished_at=now(), reason=last, **_NO_LEASE))
+    failed = failed.values(state=JobState.FAILED, finished_at=now(), reason=last, **_NO_LEASE)
+    given_up = tx.execute(failed.returning(col(Job.id), col(Job.reason)), execution_options=_PAST_THE_SESSION)
+    ids = []
+    for job_id, reason in given_up.all():
+        assert job_id is not None
+        _tell(tx, "failed", job_id, "lease", reason)
+        ids.append(job_id)
+    return ids
 
 
-def _fenced(tx: Session, claim: Claim, values: dict[str, Any]) -> None:
+def _fenced(tx: Session, claim: Claim, values: dict[str, Any]) -> JobState:
+    """Write as the holder; return the state that follows. Raises FencedOut."""
     held = (
         col(Job.id) == claim.job_id,
         col(Job.attempt) == claim.attempt,
         col(Job.lease_owner) == claim.owner,
         col(Job.state) == JobState.RUNNING,
     )
-    if not _run(tx, update(Job).where(*held).values(**values)):
+    written = update(Job).where(*held).values(**values).returning(col(Job.state))
+    state = tx.execute(written, execution_options=_PAST_THE_SESSION).scalar_one_or_none()
+    if state is None:
         raise FencedOut(f"job {claim.job_id}: attempt {claim.attempt} of {claim.owner} does not hold it any more")
+    return JobState(state)
+
+
+def _tell(tx: Session, what: str, job_id: int, actor: str, reason: str) -> None:
+    events.record(tx, f"job.{what}", subject=f"job:{job_id}", actor=actor, reason=reason)
 
 
 def _run(tx: Session, statement: Update) -> int:
     """Execute past the session's own copies, which nobody keeps; return the number of rows."""
-    result = tx.execute(statement, execution_options={"synchronize_session": False})
+    result = tx.execute(statement, execution_options=_PAST_THE_SESSION)
     return int(result.rowcount)  # type: ignore[attr-defined]

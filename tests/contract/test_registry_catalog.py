@@ -68,20 +68,8 @@ def test_tags_of_models_and_versions(three: Database) -> None:
 def test_pages_go_on_where_the_last_one_ended(three: Database) -> None:
     """Models by name; the newest version's number beside each that has one."""
     with three.transaction() as tx:
-        catalog.create(tx, "letters", description="a to z", actor="ada")
+        catalog.ensure(tx, "letters", actor="ada")
         assert [row.name for row in catalog.page(tx, limit=1)] == ["digits"]
         assert [row.name for row in catalog.page(tx, after="digits")] == ["letters"]
+        assert catalog.get(tx, "letters").next_version == 1
         assert catalog.latest(tx, [1, 2]) == {1: 3}
-
-
-def test_a_model_is_described_by_its_revision(three: Database) -> None:
-    """A demanded revision that is not the row's is refused; the change is there afterwards."""
-    with three.transaction() as tx:
-        catalog.describe(tx, "digits", "handwriting", actor="ada", expected_revision=1)
-        assert catalog.get(tx, "digits").description == "handwriting"
-        with pytest.raises(RevisionMismatch):
-            catalog.describe(tx, "digits", "other", actor="ada", expected_revision=1)
-        with pytest.raises(Conflict, match="model digits is there already"):
-            catalog.create(tx, "digits", actor="ada")
-        with pytest.raises(NotFound, match="no model letters"):
-            catalog.describe(tx, "letters", "", actor="ada")

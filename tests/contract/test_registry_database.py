@@ -67,7 +67,7 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
 
     def fail() -> None:
         with database.transaction() as tx:
-            catalog.create(tx, "digits", actor="test")
+            catalog.ensure(tx, "digits", actor="test")
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -79,7 +79,7 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
 def test_a_read_never_writes(database: Database) -> None:
     """What a reader changes by mistake is not kept."""
     with database.transaction() as tx:
-        model = catalog.create(tx, "digits", actor="test")
+        model = catalog.ensure(tx, "digits", actor="test")
     with database.read() as tx:
         tx.get_one(models.Model, model.id).description = "changed"
     with database.read() as tx:
@@ -106,7 +106,7 @@ def test_the_clock_is_the_databases(database: Database) -> None:
 def test_writers_wait_for_each_other(database: Database) -> None:
     """Read-then-write transactions of many threads all get through: none is refused as locked."""
     with database.transaction() as tx:
-        catalog.create(tx, "digits", actor="test")
+        catalog.ensure(tx, "digits", actor="test")
     locked = select(models.Model).where(col(models.Model.name) == "digits").with_for_update()
 
     def grow(_: int) -> None:
@@ -151,7 +151,7 @@ def test_it_goes_on_after_an_outage(postgres: PostgresServer, postgres_url: str)
 
     def write_through_the_outage() -> None:
         with database.transaction() as tx:
-            catalog.create(tx, "lost", actor="test")
+            catalog.ensure(tx, "lost", actor="test")
             tx.flush()
             postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
             postgres.execute(cut)
@@ -163,7 +163,7 @@ def test_it_goes_on_after_an_outage(postgres: PostgresServer, postgres_url: str)
         database.check()
     postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     with database.transaction() as tx:
-        catalog.create(tx, "kept", actor="test")
+        catalog.ensure(tx, "kept", actor="test")
     postgres.execute(cut)  # The pool holds a dead connection now, and finds out by itself.
     with database.read() as tx:
         assert [model.name for model in catalog.page(tx)] == ["kept"]
@@ -177,7 +177,7 @@ def test_a_database_in_memory_is_shared_by_threads() -> None:
 
     def create(number: int) -> None:
         with database.transaction() as tx:
-            catalog.create(tx, f"model-{number}", actor="test")
+            catalog.ensure(tx, f"model-{number}", actor="test")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(create, range(20)))
@@ -194,7 +194,7 @@ def test_readers_do_not_wait_for_a_writer(database: Database, open_again: Callab
 
     def write() -> None:
         with database.transaction() as tx:
-            catalog.create(tx, "digits", actor="test")
+            catalog.ensure(tx, "digits", actor="test")
             tx.flush()
             inside.set()
             assert leave.wait(10)

@@ -131,7 +131,7 @@ def test_an_expired_lease_queues_the_job_again_and_then_fails_it(database: Datab
         assert job.finished_at is not None
     events.sequence(database, "daemon")
     with database.read() as tx:
-        assert [event.kind for event in events.read(tx, 0, 10)] == ["job.expired", "job.expired"]
+        assert [event.kind for event in events.read(tx, 0, 10)] == ["job.expired", "job.failed"]
 
 
 def test_a_used_up_job_fails_at_the_next_claim(database: Database) -> None:
@@ -265,13 +265,16 @@ def test_racing_for_a_lease_one_gets_it(database: Database) -> None:
 
 
 def test_jobs_tell_their_troubles(database: Database) -> None:
-    """A retry is an event with the error."""
-    claim = take(database, queue(database))
-    with database.transaction() as tx:
-        jobs.retry(tx, claim, "the store did not answer", 0)
+    """A retry is an event with the error, and so is the failure of the last attempt."""
+    job_id = queue(database)
+    for error in ("the store did not answer", "still not"):
+        claim = take(database, job_id)
+        with database.transaction() as tx:
+            jobs.retry(tx, claim, error, 0)
     events.sequence(database, "daemon")
     with database.read() as tx:
         told = events.read(tx, 0, 10)
     assert [(event.kind, event.subject, event.reason) for event in told] == [
-        ("job.retried", f"job:{claim.job_id}", "the store did not answer")
+        ("job.retried", f"job:{job_id}", "the store did not answer"),
+        ("job.failed", f"job:{job_id}", "still not"),
     ]

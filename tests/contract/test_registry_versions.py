@@ -393,7 +393,7 @@ def test_one_rollout_at_a_time(database: Database) -> None:
 
 
 def test_a_checkpoint_that_waits_says_so_once(database: Database) -> None:
-    """Seeing the same again writes nothing; a new reason is an event and the newest in the list."""
+    """Seeing the same again writes nothing; a new reason is an event."""
     for _ in range(2):
         with database.transaction() as tx:
             checkpoints.waiting(tx, "digits", "a", reason="12 of 64 bytes", seen="one")
@@ -402,10 +402,6 @@ def test_a_checkpoint_that_waits_says_so_once(database: Database) -> None:
         checkpoints.waiting(tx, "digits", "a", reason="32 of 64 bytes", seen="three", proof="P2")
     assert kinds(database) == ["checkpoint.waiting", "checkpoint.refused", "checkpoint.waiting"]
     with database.read() as tx:
-        assert {row.path: (row.state, row.reason) for row in checkpoints.pending(tx)} == {
-            "a": ("waiting", "32 of 64 bytes"),
-            "b.exe": ("refused", "not a checkpoint format"),
-        }
         assert sorted(checkpoints.seen(tx)) == [
             ("digits", "a", "three", "waiting"),
             ("digits", "b.exe", "two", "refused"),
