@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from weighbridge.engines.errors import GoldenMismatch
 from weighbridge.hosts import frames
-from weighbridge.hosts.errors import ChildDied, DeadlineExceeded, LoadFailed
+from weighbridge.hosts.errors import ChildDied, DeadlineExceeded, GoldenFailed, LoadFailed
 from weighbridge.hosts.frames import Frame, Kind
 from weighbridge.hosts.settings import HostSettings
 
@@ -116,7 +117,8 @@ class Child:
         except TimeoutError as exc:
             raise DeadlineExceeded(f"the engine child gave no answer within {timeout:g} s") from exc
         if frame.kind == Kind.FAILED:
-            raise LoadFailed(f"{frame.meta['type']}: {frame.meta['error']}")
+            failure = GoldenFailed if frame.meta["type"] == GoldenMismatch.__name__ else LoadFailed
+            raise failure(f"{frame.meta['type']}: {frame.meta['error']}")
         return frame.meta
 
     async def end(self, grace: float = 2.0) -> None:

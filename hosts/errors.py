@@ -69,3 +69,7 @@ class DeadlineExceeded(HostError, TimeoutError):
 
 class LoadFailed(HostError):
     """A version could not be brought up beside the live one; the live one is untouched."""
+
+
+class GoldenFailed(LoadFailed):
+    """It loaded, but its answers to the reference golden are not those that validation recorded."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.engines import golden
-from weighbridge.engines.errors import EngineError
+from weighbridge.engines.errors import EngineError, GoldenMismatch
 from weighbridge.engines.load import load
 from weighbridge.engines.protocols import Array, Session
 from weighbridge.hosts.errors import ModelNotFound, NotReady
@@ -40,6 +40,7 @@ class _Held:
     live: Slot | None = None
     session: Session | None = None
     reason: str = ""
+    golden_failed: bool = False
     requests: int = 0
     errors: int = 0
 
@@ -98,8 +99,9 @@ class MemoryHost:
         try:
             session = self._proven(slot)
         except (EngineError, StorageError) as exc:
-            held.reason = str(exc)
+            held.reason, held.golden_failed = str(exc), isinstance(exc, GoldenMismatch)
             return
+        held.golden_failed = False
         before, held.live, held.session, held.reason = held.session, slot, session, ""
         held.requests = held.errors = 0
         if before is not None:
@@ -136,6 +138,6 @@ class MemoryHost:
             artifact=held.slot.artifact,
             state="live" if live else "failed",
             reason=held.reason,
-            golden="passed" if live else "unchecked",
+            golden="passed" if live else "failed" if held.golden_failed else "unchecked",
             interval=interval if live else None,
         )

@@ -93,6 +93,8 @@ class Slots:
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
+        self.expected: frozenset[str] | None = frozenset()
+        """Models that must answer before this host counts as ready; None: nobody has said yet which."""
 
     def route(self, model: str) -> Route:
         """Raises ModelNotFound."""
@@ -134,6 +136,8 @@ class Slots:
 
     def ready(self) -> bool:
         """Whether every model that is assigned here has a live version that answers."""
+        if self.expected is None or not self.expected <= self._routes.keys():
+            return False
         return all(route.live and route.live.state is State.READY for route in self._routes.values())
 
     def __iter__(self) -> Iterator[Slot]:

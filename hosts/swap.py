@@ -106,7 +106,8 @@ class Swapper:
         except BaseException as exc:
             await child.end(grace=0)
             if isinstance(exc, HostError):
-                raise LoadFailed(f"{_name(slot)} did not come up: {exc}") from exc
+                kind = type(exc) if isinstance(exc, LoadFailed) else LoadFailed
+                raise kind(f"{_name(slot)} did not come up: {exc}") from exc
             raise
         finally:
             self._spares.refill()
