@@ -45,7 +45,7 @@ def stream(http: Http, digest: str, start: int = 0) -> Iterator[bytes]:
     """A blob's bytes from `start` on, unverified: whoever reads them to the end checks the digest."""
     with http.stream(f"/v1/blobs/{digest}", start=start) as response:
         skip = start if start and response.status_code != 206 else 0
-        for chunk in response.iter_bytes(CHUNK):
+        for chunk in response.iter_bytes():
             yield chunk[skip:]
             skip = max(skip - len(chunk), 0)
 
@@ -67,19 +67,28 @@ def fetch(
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{digest}.part")
-    retrying = patiently().copy(stop=tenacity.stop_after_attempt(_ATTEMPTS))
-    seen = retrying(_append, http, digest, part, lambda done: progress and progress(name or target.name, done, size))
+    resumed = part.exists()
+    told = lambda done: progress(name or target.name, done, size) if progress else None  # noqa: E731
+    seen = _complete(http, digest, part, size, told)
+    if seen != digest and resumed:  # What an earlier call left was wrong.
+        part.unlink()
+        seen = _complete(http, digest, part, size, told)
     if seen != digest:
         part.unlink()
     _verify(digest, seen)
     os.replace(part, target)
 
 
-def _append(http: Http, digest: str, part: Path, told: Callable[[int], object]) -> str:
-    """Read what is missing of a part; return the digest of the whole."""
+def _complete(http: Http, digest: str, part: Path, size: int, told: Callable[[int], object]) -> str:
+    """Read what is missing of a part, across broken connections; return the digest of the whole."""
+    retrying = patiently().copy(stop=tenacity.stop_after_attempt(_ATTEMPTS))
+    return retrying(_append, http, digest, part, size, told)
+
+
+def _append(http: Http, digest: str, part: Path, size: int, told: Callable[[int], object]) -> str:
     hasher = _digest(part) if part.exists() else blake3()
     with part.open("ab") as file:
-        for chunk in stream(http, digest, file.tell()):
+        for chunk in stream(http, digest, file.tell()) if file.tell() < max(size, 1) else ():
             file.write(chunk)
             hasher.update(chunk)
             told(file.tell())
