@@ -86,9 +86,16 @@ def registry(
     run = session.of(context)
     run.override(registry__host=address, registry__port=port)
     run.logging()
+    import logging
+
+    from weighbridge.daemon.systemd import notify
     from weighbridge.registry.serve import run as serve
 
-    raise typer.Exit(serve(run.settings, migrate=migrate))
+    def ready(url: str) -> None:
+        logging.getLogger(__name__).info("the registry answers at %s", url)
+        notify("READY=1")
+
+    raise typer.Exit(serve(run.settings, migrate=migrate, ready=ready))
 
 
 def host(

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from weighbridge.cli.exits import Failed
+from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.template import parse_input, register_template
 from weighbridge.demo import ask, board, digits, drops, stage
 from weighbridge.demo.board import Board, Row
@@ -43,7 +43,9 @@ class Result:
 
 
 def run(console: Console, *, folder: Path | None = None, s3: bool = False, live: bool = False) -> Result:
-    """Show it all in `folder` (or a temporary one). Raises Failed, TimeoutError, RegistryError."""
+    """Show it all in `folder` (or a temporary one). Raises Failed, RegistryError."""
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise Failed(f"{folder} is not empty: the demo wants a new folder, or none at all", Exit.REFUSED)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weighbridge-demo-")))
         place = (folder or scratch).absolute()
@@ -92,7 +94,8 @@ class Show:
         whole = contents[drops.TRUNCATED]
         self._write(drops.TRUNCATED, whole[: len(whole) // 2])
         self._write(drops.PICKLE, drops.hostile(self.sentinel))
-        if sharded.wait(PATIENCE) != 0:
+        self._until(lambda: sharded.poll() is not None, "training with DistributedDataParallel")
+        if sharded.returncode != 0:
             raise Failed("training with DistributedDataParallel failed: see the lines above")
         drops.write_folder(self.bucket.write, self._scratch / "sharded", drops.SHARDED.path)
         self.board.dropped(drops.SHARDED)
@@ -106,7 +109,7 @@ class Show:
         self._until(self._settled, "rolling out the newest version")
         answers: list[dict[str, Any]] = []
         with httpx.Client(timeout=60) as http:
-            for host in self.client.hosts():
+            for host in sorted(self.client.hosts(), key=lambda host: host.name):
                 seen = round(ask.accuracy(http, host.url), 4)
                 live = [slot.version for a in host.assignments for slot in a.slots if slot.role == "live"]
                 answers.append(
