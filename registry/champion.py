@@ -45,8 +45,8 @@ def slot(tx: Session, model_id: int, version: int, variant: str = "original") ->
     return Slot(version=version, variant=variant, artifact=row.artifact_digest)
 
 
-def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
-    """The version that a fleet serves: of its newest finished rollout while that is ready, else the champion."""
+def finished(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
+    """The version of a fleet's newest finished rollout, while it may be served."""
     last = tx.scalars(
         select(Rollout)
         .where(Rollout.model_id == model_id, Rollout.fleet == fleet_key(fleet))
@@ -54,10 +54,16 @@ def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
         .order_by(col(Rollout.finished_at).desc(), col(Rollout.id).desc())
         .limit(1)
     ).one_or_none()
-    for candidate in (last.number if last else None, number(tx, model_id)):
-        if candidate is not None and slot(tx, model_id, candidate) is not None:
-            return candidate
-    return None
+    return last.number if last is not None and slot(tx, model_id, last.number) is not None else None
+
+
+def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
+    """The version that a fleet should serve: its last rollout's while that may be served, else the champion."""
+    last = finished(tx, model_id, fleet)
+    if last is not None:
+        return last
+    champion = number(tx, model_id)
+    return champion if champion is not None and slot(tx, model_id, champion) is not None else None
 
 
 def crown(tx: Session, rollout: Rollout) -> None:

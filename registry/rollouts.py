@@ -150,12 +150,13 @@ def lock(tx: Session, rollout_id: int) -> Rollout:
 
 
 def active(tx: Session, model_id: int, fleet: Mapping[str, str]) -> Rollout | None:
-    """The rollout under way of a model on the fleet with these labels."""
-    return tx.scalars(
-        select(Rollout)
-        .where(Rollout.model_id == model_id, Rollout.fleet == champion.fleet_key(fleet))
-        .where(col(Rollout.status).in_(ACTIVE_ROLLOUT))
-    ).one_or_none()
+    """The rollout under way of a model that could want other things of the hosts of this fleet."""
+    going = select(Rollout).where(Rollout.model_id == model_id, col(Rollout.status).in_(ACTIVE_ROLLOUT))
+    for rollout in tx.scalars(going.order_by(col(Rollout.id))):
+        theirs: dict[str, str] = json.loads(rollout.fleet)
+        if all(theirs.get(key, value) == value for key, value in fleet.items()):
+            return rollout  # a host may carry both fleets' labels
+    return None
 
 
 def listing(
@@ -291,9 +292,14 @@ def _start(
     tx: Session, model: Model, version: Version, settings: RolloutSettings, *, actor: str, reason: str
 ) -> Rollout:
     assert model.id is not None
+    tx.get(Model, model.id, with_for_update=True)  # of two starters the second sees the first one's rollout
     slot = champion.slot(tx, model.id, version.number)
     if slot is None:
         raise Conflict(f"version {version.number} of {model.name} has no artifact to serve")
+    if (other := active(tx, model.id, settings.fleet)) is not None:
+        raise Conflict(f"rollout {other.id} of {model.name} is {other.status} on fleet {other.fleet}: abort it or wait")
+    if champion.finished(tx, model.id, settings.fleet) == version.number:
+        raise Conflict(f"fleet {champion.fleet_key(settings.fleet)} serves version {version.number} already")
     rollout = Rollout(
         model_id=model.id,
         fleet=champion.fleet_key(settings.fleet),

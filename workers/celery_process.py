@@ -74,12 +74,13 @@ class _Process:
         self._worker: Worker | None = None
 
     def preload(self) -> None:
-        """Import what the stages need once, in the parent: forked children have it at once."""
-        if not self._settings.worker_settings.device.startswith("cuda"):
-            from weighbridge.workers.run import torch_stages
+        """Import what the real stages need once, in the parent: forked children have it at once."""
+        from weighbridge.workers.run import torch_stages
 
-            if self._stages is torch_stages:
-                import weighbridge.workers.stages  # noqa: F401
+        if self._stages is torch_stages:
+            from weighbridge.workers.stages import preload
+
+            preload()
 
     def open(self, *, control: bool = False, **_: Any) -> None:
         settings, db = self._settings, Database(self._settings.database_url)

@@ -40,10 +40,10 @@ def look(tx: Session, rollout: Rollout) -> tuple[RolloutView, Observations]:
 def back_slot(tx: Session, rollout: Rollout) -> Slot | None:
     """What a roll back returns to: what served before, else the champion, whichever may still be served; else None."""
     for number in (rollout.from_number, champion.number(tx, rollout.model_id)):
-        if number is not None and number != rollout.number:
-            slot = champion.slot(tx, rollout.model_id, number)
-            if slot is not None:
-                return slot
+        if number is None or (number == rollout.number and number != rollout.from_number):
+            continue
+        if (slot := champion.slot(tx, rollout.model_id, number)) is not None:
+            return slot
     return None
 
 

@@ -21,7 +21,6 @@ class WorkerSettings(BaseModel):
     lease_seconds: float = Field(
         default=30.0, gt=0, description="A job silent for this long is given to another worker (s)."
     )
-    max_attempts: int = Field(default=3, ge=1, description="Attempts before a job counts as failed.")
     retry_seconds: float = Field(
         default=5.0, ge=0, description="Pause before the second attempt, doubled each time (s)."
     )

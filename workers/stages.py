@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import update
@@ -21,8 +20,8 @@ from weighbridge.registry.models import CheckpointFile, Metric, Model, Template,
 from weighbridge.registry.recipe import Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
-from weighbridge.storage.local_cache import BlobCache
 from weighbridge.storage.protocols import Ref, Store
+from weighbridge.workers.cache import WorkerCache
 from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
 from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
@@ -47,7 +46,7 @@ class TorchStages:
     ) -> None:
         self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
         self._policies = policies
-        self._files = BlobCache(settings.cache)
+        self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes)
         self._datasets: dict[Ref, str] = {}
 
     def run(self, claim: Claim, heartbeat: Heartbeat) -> Recorder:
@@ -57,6 +56,7 @@ class TorchStages:
             Stage.EVALUATE: self._evaluate,
         }
         outcome = stages[claim.stage](claim.subject_id, heartbeat)
+        self._cache.trim()
         heartbeat.check()
         return partial(record, claim=claim, outcome=outcome)
 
@@ -78,7 +78,11 @@ class TorchStages:
             device=self._settings.device,
         )
         outcome = validate(
-            task, source=self._source, blobs=self._blobs, cache=self._path, progress=_share(heartbeat, version.size)
+            task,
+            source=self._source,
+            blobs=self._blobs,
+            cache=self._cache.path,
+            progress=_share(heartbeat, version.size),
         )
         return replace(outcome, facts={**outcome.facts, **self._keep_dataset(version)})
 
@@ -103,7 +107,7 @@ class TorchStages:
             factories=tuple(name.removeprefix(_FACTORY) for name in patterns if name.startswith(_FACTORY)),
             device=self._settings.device,
         )
-        return evaluate(task, cache=self._path, progress=heartbeat.progress)
+        return evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
 
     def _subject(self, tx: Session, version_id: int) -> tuple[Version, str, Recipe]:
         version = tx.get_one(Version, version_id)
@@ -148,18 +152,23 @@ class TorchStages:
             )
             return Champion(number, slot.artifact, {metric.name: metric.value for metric in known})
 
-    def _path(self, digest: str) -> Path:
-        return self._files.ensure_from(self._blobs, digest)
+
+def preload() -> None:
+    """Pay for imports and torch's first call now; on one thread, so that a fork may follow."""
+    import torch
+
+    from weighbridge.engines.warm import warm
+
+    torch.set_num_threads(1)
+    warm()
 
 
 def open_stages(db: Database, settings: RunSettings) -> TorchStages:
-    """Open the stages of a worker process, torch warmed up. Makes no request."""
+    """Open the stages of a worker process. Makes no request."""
     import torch
 
-    worker = settings.worker_settings
+    worker, storage = settings.worker_settings, settings.storage
     torch.set_num_threads(worker.threads)
-    torch.nn.functional.linear(torch.zeros(1, 1), torch.zeros(1, 1))  # the first operator loads libraries
-    storage = settings.storage
     blobs = Blobs(storage.open_artifacts(create=True), storage.artifacts_prefix)
     return TorchStages(db, storage.open_source(), blobs, worker, settings.policies)
 

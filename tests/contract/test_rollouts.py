@@ -194,8 +194,42 @@ def test_starting_by_hand(fleet: Fleet) -> None:
             tx, MODEL, settings={"bake": 9, "waves": ["50%"]}, policies=strict, actor="ada", reason="go"
         )
         assert (rollout.number, rollout.settings["bake"], rollout.settings["waves"]) == (1, 9, ["50%"])
-    with fleet.db.transaction() as tx, pytest.raises(Conflict, match="under way"):
+    with fleet.db.transaction() as tx, pytest.raises(Conflict, match="rollout 1 of digits is running on fleet {}"):
         rollouts.start(tx, MODEL, 1, actor="ada")
+
+
+def test_overlapping_fleets_wait_for_each_other(fleet: Fleet) -> None:
+    """A host may carry the labels of two fleets: their rollouts never run at once; disjoint ones do."""
+    fleet.ready("1", None)
+    with fleet.db.transaction() as tx:
+        rollouts.start(tx, MODEL, settings={"fleet": {"zone": "a"}}, actor="ada")
+    for labels in ({}, {"gpu": "h200"}, {"zone": "a", "gpu": "h200"}):
+        with fleet.db.transaction() as tx, pytest.raises(Conflict, match="rollout 1 of digits is running"):
+            rollouts.start(tx, MODEL, settings={"fleet": labels}, actor="ada")
+    with fleet.db.transaction() as tx:
+        assert rollouts.start(tx, MODEL, settings={"fleet": {"zone": "b"}}, actor="ada").id == 2
+
+
+def test_what_the_fleet_serves_is_not_started_again(fleet: Fleet) -> None:
+    """But going back to an older version by hand is a rollout, and the newer one does not start by itself again."""
+    two(fleet)
+    with fleet.db.transaction() as tx, pytest.raises(Conflict, match="serves version 1 already"):
+        rollouts.start(tx, MODEL, 1, actor="ada")
+    fleet.ready("2")
+    fleet.step()
+    fleet.report("a")
+    fleet.step()
+    fleet.report("b")
+    fleet.step()
+    with fleet.db.transaction() as tx:
+        rollouts.start(tx, MODEL, 1, settings={"waves": ["100%"]}, actor="ada")
+    fleet.step()
+    fleet.report("a")
+    fleet.report("b")
+    assert fleet.step().status == R.FINISHED
+    assert (alias(fleet, "champion"), alias(fleet, "previous")) == (1, 2)
+    with fleet.db.read() as tx:
+        assert len(rollouts.listing(tx)) == 3
 
 
 def test_approval_pause_resume_promote_abort(fleet: Fleet) -> None:

@@ -142,7 +142,7 @@ def test_a_good_checkpoint_becomes_ready(bench: Bench) -> None:
 
 
 def test_verdicts_come_with_their_reason(bench: Bench) -> None:
-    """A NaN is rejected naming its tensor; a gate without its evaluation set too; strange tensors wait for a program."""
+    """A NaN is rejected naming its tensor; so is a version whose gates have no evaluation set, or an unfit one."""
     nan = bench.drop("nan", nan=3)
     assert (nan.status, nan.reason) == (
         VersionStatus.REJECTED,

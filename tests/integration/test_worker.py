@@ -61,6 +61,25 @@ def test_a_sent_job_runs_and_what_follows_is_sent_at_once(
     assert running.stop() == 0
 
 
+def test_two_workers_race_for_every_job(
+    database: Database,
+    database_url: str,
+    broker: BrokerSettings,
+    sender: queue.Sender,
+    start_worker: StartWorker,
+) -> None:
+    """Each message arrives three times and both workers are hungry: every job runs once, no version is stuck."""
+    count = 20
+    first = [job for index in range(count) for job in new_version(database, str(index))[1]]
+    racing = [start_worker(database_url, broker, queues=["cpu"]) for _ in range(2)]
+    for _ in range(3):
+        sender.publish(first)
+    until("all are ready", lambda: [status(database, n + 1) for n in range(count)] == ["ready"] * count)
+    lines = racing[0].lines()
+    assert len(lines) == len(set(lines)) == 4 * count
+    assert all(line.endswith(" 1") for line in lines), "no job needed a second attempt"
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_messages_that_the_database_does_not_want(
     database: Database, broker: BrokerSettings, sender: queue.Sender, running: RunningWorker

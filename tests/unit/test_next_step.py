@@ -313,7 +313,7 @@ def test_random_histories(
     order: list[tuple[int, float]],
     abort_at: int | None,
 ) -> None:
-    """Whatever hosts do and when: no wave is exceeded, and it ends with one version everywhere, or holds with a reason."""
+    """Whatever hosts do: no wave is exceeded, and it ends with one version everywhere, or holds with a reason."""
     options = RolloutSettings(waves=tuple(waves), bake=bake, max_lost=max_lost, lost_after=20, load_timeout=90)
     fleet = Fleet(manners, options)
     names = sorted(fleet.hosts)
