@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
 
 from blake3 import blake3
 
@@ -16,12 +15,14 @@ from weighbridge.daemon.loops import Turning
 from weighbridge.registry import checkpoints
 from weighbridge.registry.db import Database
 from weighbridge.registry.lifecycle import CheckpointState
-from weighbridge.storage.protocols import List, ObjectInfo
+from weighbridge.storage.protocols import List
 
 log = logging.getLogger(__name__)
 
 _BEAT = 1000
 """Groups between two signs of life."""
+_PENDING = 1000
+"""Objects of one group that are hashed together: their number is bounded, and so is the memory."""
 
 
 class Listing:
@@ -90,36 +91,40 @@ class Listing:
     def _settled(self, turning: Turning) -> set[bytes]:
         """Fingerprints of what is decided as it was seen: complete or refused."""
         with self._db.read() as tx:
-            return {
-                _fingerprint(path, seen)
-                for _, path, seen, state in _beating(checkpoints.seen(tx), turning)
-                if state != CheckpointState.WAITING
-            }
+            rows = checkpoints.seen(tx, [CheckpointState.COMPLETE, CheckpointState.REFUSED])
+            return {_fingerprint(path, seen) for _, path, seen, _ in _beating(rows, turning)}
 
     def _hint_rest(self, prefix: str, unmet: set[bytes], turning: Turning) -> int:
         """Look at what waits, and at what was refused and is gone; complete ones that are gone stay what they are."""
         hinted = 0
         with self._db.read() as tx:
-            for model, path, seen, state in _beating(checkpoints.seen(tx), turning):
-                gone = state == CheckpointState.REFUSED and _fingerprint(path, seen) in unmet
-                if (state == CheckpointState.WAITING or gone) and path.startswith(prefix):
+            rows = checkpoints.seen(tx, [CheckpointState.WAITING, CheckpointState.REFUSED])
+            for model, path, seen, state in _beating(rows, turning):
+                looked = state == CheckpointState.WAITING or _fingerprint(path, seen) in unmet
+                if looked and path.startswith(prefix):
                     hinted += 1
                     self._hint(Group(model, path))
         return hinted
 
     def _groups(self, prefix: str) -> Iterator[tuple[Group, str]]:
         """Each group below the prefix with its listing's digest. A folder's objects come together, says the store."""
-        for group, items in groupby(self._placed(prefix), key=lambda pair: pair[0]):
-            hasher = blake3()
-            for _, info in items:
-                hasher.update(identity(info))
-            yield group, hasher.hexdigest(16)
-
-    def _placed(self, prefix: str) -> Iterator[tuple[Group, ObjectInfo]]:
+        group: Group | None = None
+        inside, hasher, pending = "\0", blake3(), list[bytes]()
         for info in self._store.list(prefix):
-            place = self._layout.place(info.key)
-            if isinstance(place, Group):
-                yield place, info
+            if not info.key.startswith(inside):
+                if group is not None:
+                    yield group, hasher.update(b"".join(pending)).hexdigest(16)
+                place = self._layout.place(info.key)
+                group = place if isinstance(place, Group) else None
+                inside = group.path if group is not None and group.folder else "\0"
+                hasher, pending = blake3(), []
+            if group is not None:
+                pending.append(identity(info))
+                if len(pending) == _PENDING:
+                    hasher.update(b"".join(pending))
+                    pending.clear()
+        if group is not None:
+            yield group, hasher.update(b"".join(pending)).hexdigest(16)
 
 
 def _fingerprint(path: str, seen: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sqlalchemy import select
@@ -76,11 +76,20 @@ def lookup(tx: Session, model: str, path: str, *, lock: bool = False) -> Checkpo
     return tx.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
 
 
-def seen(tx: Session) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (model, path, seen, state) of every checkpoint, in no order, streamed: there may be a million."""
+def seen(
+    tx: Session, states: Collection[CheckpointState] = tuple(CheckpointState)
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (model, path, seen, state) of the checkpoints in `states`, unordered, streamed: there may be a million."""
     columns = (col(Checkpoint.model), col(Checkpoint.path), col(Checkpoint.seen), col(Checkpoint.state))
-    for row in tx.execute(select(*columns), execution_options={"yield_per": 5000}):
+    statement = select(*columns).where(col(Checkpoint.state).in_(states))
+    for row in tx.execute(statement, execution_options={"yield_per": 5000}):
         yield row[0], row[1], row[2], row[3]
+
+
+def waiting_paths(tx: Session, model: str) -> list[str]:
+    """Return the paths of a model that wait: what judges them changed, so they are looked at again."""
+    waits = (col(Checkpoint.model) == model, col(Checkpoint.state) == CheckpointState.WAITING)
+    return list(tx.scalars(select(col(Checkpoint.path)).where(*waits)))
 
 
 def removed(tx: Session, model: str, path: str) -> None:
