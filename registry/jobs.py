@@ -148,7 +148,10 @@ def heartbeat(tx: Session, claim: Claim, lease_seconds: float, progress: float |
 
 
 def finish(tx: Session, claim: Claim, verdict: Verdict, reason: str, outcome: Mapping[str, Any]) -> None:
-    """Record the stage's verdict: the job is done. Raises FencedOut."""
+    """Record the stage's verdict: the job is done. Raises FencedOut.
+
+    Lock the subject before this: who cancels a subject's jobs locks in that order too.
+    """
     values = {"verdict": verdict, "reason": reason, "outcome": dict(outcome), "progress": 1.0}
     _fenced(tx, claim, {"state": JobState.DONE, "finished_at": now(), **values, **_NO_LEASE})
 

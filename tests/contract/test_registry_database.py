@@ -103,14 +103,15 @@ def test_the_clock_is_the_databases(database: Database) -> None:
         assert first <= row.created_at <= db.clock(tx)
 
 
-def test_writers_wait_for_each_other(database: Database) -> None:
-    """Read-then-write transactions of many threads all get through: none is refused as locked."""
+def test_writers_wait_for_each_other(database: Database, open_again: Callable[[], Database]) -> None:
+    """Read-then-write transactions of many processes and threads all get through: none is refused as locked."""
+    processes = [open_again() for _ in range(3)]
     with database.transaction() as tx:
         catalog.ensure(tx, "digits", actor="test")
     locked = select(models.Model).where(col(models.Model.name) == "digits").with_for_update()
 
-    def grow(_: int) -> None:
-        with database.transaction() as tx:
+    def grow(number: int) -> None:
+        with processes[number % 3].transaction() as tx:
             tx.scalars(locked).one().revision += 1
 
     with ThreadPoolExecutor(6) as pool:
