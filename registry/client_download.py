@@ -44,6 +44,8 @@ def blob(http: Http, digest: str) -> bytes:
 def stream(http: Http, digest: str, start: int = 0) -> Iterator[bytes]:
     """A blob's bytes from `start` on, unverified: whoever reads them to the end checks the digest."""
     with http.stream(f"/v1/blobs/{digest}", start=start) as response:
+        if response.is_error:
+            return
         skip = start if start and response.status_code != 206 else 0
         for chunk in response.iter_bytes():
             yield chunk[skip:]

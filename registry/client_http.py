@@ -93,12 +93,13 @@ class Http:
 
     @contextlib.contextmanager
     def stream(self, path: str, *, start: int = 0) -> Iterator[httpx.Response]:
-        """Open an answer's bytes from `start` on. A connection that breaks on the way raises Unavailable."""
+        """Open an answer's bytes from `start` on; 416 is an answer: there are none. Raises Unavailable, also on the way."""
         headers = {"range": f"bytes={start}-"} if start else {}
         with self._translated(), self._client.stream("GET", path, headers=headers) as response:
-            if response.is_error:
-                response.read()
-            _check(response)
+            if not (start and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE):
+                if response.is_error:
+                    response.read()
+                _check(response)
             yield response
 
     def upload(self, path: str, chunks: Iterator[bytes], size: int) -> None:

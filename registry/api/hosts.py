@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -13,7 +14,10 @@ from weighbridge.registry import hosts, observations, rollouts, schemas
 from weighbridge.registry.api import views
 from weighbridge.registry.api.auth import Admin, Enroller, HostItself, Reader, actor, own_host
 from weighbridge.registry.api.context import Context, Ctx, Cursor, Limit, Wait
+from weighbridge.registry.errors import Unavailable
 from weighbridge.registry.models import Host
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"])
 HostId = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -37,10 +41,15 @@ def get_host(ctx: Ctx, _: Reader, host_id: HostId) -> schemas.Host:
 @router.post("", status_code=201)
 def enrol(ctx: Ctx, who: Enroller, wanted: schemas.Enrolment) -> schemas.Enrolled:
     """Register a host or its newest process; a one-time token is exchanged for the host's own."""
-    with ctx.change("jobs", "hosts") as tx:
+    with ctx.change("jobs") as tx:
         enrolled = hosts.enrol(tx, wanted, who)
-        rollouts.converge_champion(tx)  # It need not wait for the daemon to learn what it serves.
-        return enrolled
+    try:
+        # Not in one transaction: rollouts lock their row before hosts', and the token above is used up for good.
+        with ctx.change("hosts") as tx:
+            rollouts.converge_champion(tx)
+    except Unavailable as error:
+        logger.warning("host %s learns what to serve at the next reconcile: %s", enrolled.id, error)
+    return enrolled
 
 
 @router.get("/{host_id}/desired")

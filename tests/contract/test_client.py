@@ -348,4 +348,6 @@ def test_a_template_is_uploaded(api: Api, folder: Path) -> None:
     path.write_bytes(b"other")
     with pytest.raises(Conflict):
         add()
-    assert b"".join(client.stream_blob(blake3(CONTENT).hexdigest(), 5_000_000)) == CONTENT[5_000_000:]
+    digest = blake3(CONTENT).hexdigest()
+    assert b"".join(client.stream_blob(digest, 5_000_000)) == CONTENT[5_000_000:]
+    assert list(client.stream_blob(digest, len(CONTENT))) == []
