@@ -93,7 +93,7 @@ class Http:
 
     @contextlib.contextmanager
     def stream(self, path: str, *, start: int = 0) -> Iterator[httpx.Response]:
-        """Open an answer's bytes from `start` on; 416 is an answer: there are none. Raises Unavailable, also on the way."""
+        """Open an answer's bytes from `start` on; 416: there are none. Raises Unavailable, also on the way."""
         headers = {"range": f"bytes={start}-"} if start else {}
         with self._translated(), self._client.stream("GET", path, headers=headers) as response:
             if not (start and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE):
