@@ -9,12 +9,13 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-LOWEST_PRIORITY = 19
+LOADING_PRIORITY = 10
+"""Niceness of loading: about a tenth of a busy processor. At 19 a load on a machine that stays busy never ends."""
 
 
 def yield_processor() -> None:
-    """Give the calling thread the lowest priority. On Linux it is the thread's own, and there is no way back up."""
-    os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+    """Give the calling thread a low priority. On Linux it is the thread's own, and there is no way back up."""
+    os.setpriority(os.PRIO_PROCESS, 0, LOADING_PRIORITY)
 
 
 class Background:

@@ -1,7 +1,7 @@
 """The process of an engine child: one loaded variant. `python -m weighbridge.hosts.child --fd N`.
 
 It starts as a spare: torch is imported before anyone says what to load. Importing and loading take a second of
-processor time that belongs to the children that serve, so the main thread drops to the lowest priority first and does
+processor time that belongs to the children that serve, so the main thread drops to a low priority first and does
 just that. Requests are answered by a thread that was started before and keeps the normal priority (a process without
 privileges can only ever lower it). Imports here are light on purpose: the interpreter has not lowered anything yet.
 
