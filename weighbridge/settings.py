@@ -236,7 +236,7 @@ def _nested(values: Mapping[Path_, Any]) -> dict[str, Any]:
 
 
 def _explain(exc: ValidationError, origins: Mapping[Path_, str]) -> str:
-    known = {".".join(path) for path, _ in fields()}
+    known = {".".join(path) for path, _ in fields()} | set(Settings.model_fields)
     problems = []
     for error in exc.errors(include_url=False, include_context=False, include_input=False):
         loc = tuple(map(str, error["loc"]))

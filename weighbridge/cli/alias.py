@@ -42,7 +42,7 @@ def put(
     if json:
         output.emit(alias)
     else:
-        typer.echo(f"{name} of {model} is version {version}")
+        output.line(f"{name} of {model} is version {version}")
 
 
 @group.command("delete")
@@ -53,4 +53,4 @@ def delete(context: typer.Context, model: ModelName, name: AliasName, json: sess
     if json:
         output.emit({"model": model, "deleted": name})
     else:
-        typer.echo(f"{model} has no alias {name} any more")
+        output.line(f"{model} has no alias {name} any more")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from weighbridge.cli import exits, session
+from weighbridge.cli import exits, output, session
 from weighbridge.cli.session import Session
 
 EPILOG = (
@@ -83,7 +83,7 @@ def _report(error: Exception) -> int:
         text = str(error) or type(error).__name__
     else:
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
-    typer.echo(f"weighbridge: {Redact()(text)}", err=True)
+    output.line(f"weighbridge: {Redact()(text)}", stderr=True)
     return exits.code_of(error)
 
 

@@ -59,8 +59,8 @@ def _print(result: Result) -> None:
     if not console.is_terminal:
         console.print(table(result.rows))
     for host in result.hosts:
-        typer.echo(f"{host['name']} at {host['url']} serves version {host['version']}: {host['accuracy']:.1%} right")
+        output.line(f"{host['name']} at {host['url']} serves version {host['version']}: {host['accuracy']:.1%} right")
     if result.sentinel:
-        typer.echo("the pickle's code RAN")
+        output.line("the pickle's code RAN")
     wrong = [row.drop.name for row in result.rows if not row.right]
-    typer.echo("every verdict is right" if result.ok else f"wrong: {', '.join(wrong) or 'see the hosts above'}")
+    output.line("every verdict is right" if result.ok else f"wrong: {', '.join(wrong) or 'see the hosts above'}")

@@ -36,7 +36,7 @@ def status(context: typer.Context, json: session.Json = False) -> None:
         output.emit(seen)
         return
     counts = output.pairs(seen.versions) or "none"
-    typer.echo(
+    output.line(
         f"{seen.models} models, {seen.hosts} hosts; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}"
     )
     if seen.waiting:
@@ -79,7 +79,7 @@ def retire(
     if json:
         output.emit(gone)
     else:
-        typer.echo(f"{gone.name} is {gone.state}")
+        output.line(f"{gone.name} is {gone.state}")
 
 
 def events(
@@ -126,7 +126,7 @@ def _line(event: Event, *, json: bool) -> None:
     what = " ".join(str(part) for part in (event.model, event.version) if part is not None) or event.subject
     by = f" by {event.actor}" if event.actor else ""
     why = f": {event.reason}" if event.reason else ""
-    typer.echo(f"{event.seq:>6} {event.created_at:%H:%M:%S} {event.kind:<22} {what}{by}{why}")
+    output.line(f"{event.seq:>6} {event.created_at:%H:%M:%S} {event.kind:<22} {what}{by}{why}")
 
 
 def _heard(host: Host) -> str:

@@ -28,7 +28,19 @@ def console(*, stderr: bool = False) -> Console:
 
 def note(text: str) -> None:
     """One line for the person at the terminal, not part of the answer."""
-    console(stderr=True).print(Text(text))
+    console(stderr=True).print(Text(clean(text)))
+
+
+def line(text: str, *, stderr: bool = False) -> None:
+    """Print one line of the answer as it is, never wrapped."""
+    stream = sys.stderr if stderr else sys.stdout
+    stream.write(clean(text) + "\n")
+    stream.flush()
+
+
+def clean(text: str) -> str:
+    """Control characters as escapes: a name from a bucket must not steer the terminal. Line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def emit(value: Any) -> None:
@@ -69,7 +81,7 @@ def cell(value: Any) -> Text:
     if isinstance(value, datetime):
         return Text(ago(value))
     text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return Text(text, style=_COLOURS.get(text, ""))
+    return Text(clean(text), style=_COLOURS.get(text, ""))
 
 
 def pairs(values: dict[str, Any]) -> str:

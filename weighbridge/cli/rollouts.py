@@ -109,7 +109,7 @@ def _tell(rollout: Rollout, *, json: bool) -> None:
         output.emit(rollout)
         return
     reason = f": {rollout.reason}" if rollout.reason else ""
-    typer.echo(f"rollout {rollout.id} of {rollout.model} {rollout.number} is {rollout.status}{reason}")
+    output.line(f"rollout {rollout.id} of {rollout.model} {rollout.number} is {rollout.status}{reason}")
 
 
 def _person() -> str:

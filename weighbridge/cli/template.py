@@ -52,7 +52,7 @@ def add(
     if json:
         output.emit(added)
     else:
-        typer.echo(f"template {name}: {len(added.parameters)} tensors, fingerprint {added.fingerprint[:16]}")
+        output.line(f"template {name}: {len(added.parameters)} tensors, fingerprint {added.fingerprint[:16]}")
 
 
 @group.command("list")

@@ -35,7 +35,7 @@ def create(
     if json:
         output.emit({"role": role, "name": name, "token": token})
     else:
-        typer.echo(token)
+        output.line(token)
 
 
 @group.command("list")
@@ -66,7 +66,7 @@ def revoke(
     if json:
         output.emit({"revoked": token})
     else:
-        typer.echo(f"token {token} is revoked")
+        output.line(f"token {token} is revoked")
 
 
 def _date(when: datetime | None) -> str:

@@ -77,7 +77,7 @@ def download(
     if json:
         output.emit({"model": model, "version": version, "variant": variant, "folder": target})
     else:
-        typer.echo(f"{model} {version} is in {target}")
+        output.line(f"{model} {version} is in {target}")
 
 
 def _await(run: session.Session, result: PublishResult, timeout: float | None) -> VersionDetail:
@@ -95,7 +95,7 @@ def _tell(result: PublishResult, judged: VersionDetail | None, *, json: bool) ->
         published = {"model": result.model, "name": result.name, "path": result.path, "digest": result.digest}
         output.emit(published | {"size": result.size, "version": judged})
         return
-    typer.echo(f"{result.path} is published: {output.size(result.size)} in {len(result.files)} files")
+    output.line(f"{result.path} is published: {output.size(result.size)} in {len(result.files)} files")
     if judged is not None:
         verdict(judged, json=False)
 

@@ -103,7 +103,7 @@ def verdict(version: Version, *, json: bool) -> None:
         output.emit(version)
         return
     reason = f": {version.reason}" if version.reason else ""
-    typer.echo(f"{version.model} {version.number} is {version.status}{reason}")
+    output.line(f"{version.model} {version.number} is {version.status}{reason}")
 
 
 def _head(v: VersionDetail) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from weighbridge.cli.output import cell
+from weighbridge.cli.output import cell, clean
 from weighbridge.demo import drops
 from weighbridge.demo.drops import Drop
 from weighbridge.registry.client import Client
@@ -114,7 +114,7 @@ class Board:
 def shown(rows: Callable[[], list[Row]], console: Console, *, live: bool) -> Iterator[Callable[[Row], None]]:
     """Draw the rows as they change: one live table, or a line for each change where no person looks."""
     if not live:
-        yield lambda row: console.print(_line(row), markup=False)
+        yield lambda row: console.print(clean(_line(row)), markup=False, soft_wrap=True)
         return
     with Live(console=console, refresh_per_second=8, get_renderable=lambda: table(rows())):
         yield lambda row: None
