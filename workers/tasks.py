@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 CURABLE = (StorageUnavailable, BucketNotFound, AccessDenied, StorageFull, Unavailable)
 """What lies around the job, not in it: it waits, however long, and no attempt is used up."""
 _LONGEST_PAUSE = 60.0
+_MAX_ID = 2**31
 
 Recorder = Callable[[Session], None]
 """Writes a stage's findings (artifact, metrics, gates, evidence) and finishes its job, within the given transaction."""
@@ -60,7 +61,7 @@ class Worker:
 
     def run_job(self, job_id: object) -> None:
         """Run one job if it is there to run. Raises nothing that a message could cause."""
-        if not isinstance(job_id, int) or isinstance(job_id, bool):
+        if not isinstance(job_id, int) or isinstance(job_id, bool) or not 0 < job_id < _MAX_ID:
             logger.warning("a message without a job id was dropped")
             return
         try:
