@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 5
 """Longest wait for open requests at the end; long polls are answered at once."""
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection idle: whoever closes first must not be us, while a request is on its way."""
 
 
 class CannotListen(RegistryError, OSError):
@@ -196,6 +198,8 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="on",
+                ws="none",
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 ssl_certfile=settings.tls_certificate or None,

@@ -11,6 +11,7 @@ from weighbridge import __version__
 from weighbridge.registry.api import (
     auth,
     blobs,
+    bodies,
     feed,
     health,
     hosts,
@@ -64,6 +65,7 @@ def create_app(
     auth.check_routes(app)
     problems.add_handlers(app)
     # The last one added is the outermost.
+    app.add_middleware(bodies.LimitedBodies)
     app.add_middleware(auth.Authentication, db=db, open=auth.is_loopback(settings.host))
     app.add_middleware(problems.LastResort)
     return app

@@ -28,7 +28,14 @@ from weighbridge.storage import errors as storage
 
 logger = logging.getLogger(__name__)
 
-_CODES = {401: Unauthorized.code, 403: Forbidden.code, 404: NotFound.code, 405: "method-not-allowed", 422: Invalid.code}
+_CODES = {
+    401: Unauthorized.code,
+    403: Forbidden.code,
+    404: NotFound.code,
+    405: "method-not-allowed",
+    413: "too-large",
+    422: Invalid.code,
+}
 _STORAGE: tuple[tuple[type[storage.StorageError], int, str], ...] = (
     (storage.ObjectNotFound, NotFound.status, NotFound.code),
     (storage.DigestMismatch, Invalid.status, Invalid.code),

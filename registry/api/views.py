@@ -106,6 +106,8 @@ def _tags(tx: Session, keys: Sequence[tuple[int, int]]) -> Mapping[tuple[int, in
 def _variants(tx: Session, version: Version) -> list[schemas.Variant]:
     """The variants, with what the present judgement found of each."""
     rows = tx.scalars(select(Variant).where(col(Variant.version_id) == version.id).order_by(col(Variant.id))).all()
+    if not rows:
+        return []
     ids = [row.id for row in rows]
     metrics: dict[int, list[schemas.Metric]] = defaultdict(list)
     measured = select(Metric).where(col(Metric.variant_id).in_(ids), col(Metric.judgement) == version.judgement)

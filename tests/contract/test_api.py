@@ -318,6 +318,16 @@ def test_uploads_are_checked(start_api: Start) -> None:
     assert list(api.blobs.store.list("")) == []
 
 
+@sqlite_only
+def test_bodies_have_a_limit(api: Api) -> None:
+    """JSON that does not fit into memory's share is refused while it comes, with or without its length."""
+    http = api.http()
+    big = b'{"model": "' + b"x" * (17 << 20) + b'"}'
+    for content in (big, iter([big[: 9 << 20], big[9 << 20 :]])):
+        answer = http.post("/v1/rollouts", content=content, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
+
+
 # --- errors
 
 

@@ -124,6 +124,21 @@ def test_foreign_answers_are_said_to_be_foreign() -> None:
         other.status()
 
 
+def test_the_token_stays_with_the_registry() -> None:
+    """A redirect to the store's presigned link carries the range, not the token."""
+    seen: list[tuple[str, str | None, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, request.headers.get("authorization"), request.headers.get("range")))
+        if request.url.host == "registry":
+            return httpx.Response(307, headers={"location": "https://store/blob?signed"})
+        return httpx.Response(206, content=b"rest")
+
+    with Client("http://registry", "secret", transport=httpx.MockTransport(answer)) as client:
+        assert list(client.stream_blob("0" * 64, 5)) == [b"rest"]
+    assert seen == [("registry", "Bearer secret", "bytes=5-"), ("store", None, "bytes=5-")]
+
+
 @sqlite_only
 def test_only_harmless_calls_are_tried_again(api: Api) -> None:
     """A read survives a connection that is refused; a start of a rollout is not sent twice."""
