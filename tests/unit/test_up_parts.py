@@ -1,0 +1,164 @@
+"""The parts of `up` that need no processes of Weighbridge: ports, the written settings, a supervised child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from weighbridge.daemon import systemd, toml
+from weighbridge.daemon.ports import Ports
+from weighbridge.daemon.process import RESTART_FIRST, RESTART_MAX, SETTLED, Child
+from weighbridge.registry.recipe import Gate, Policy
+
+
+def await_(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Poll until it holds; for what only the kernel knows."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come in time"
+        time.sleep(0.005)
+
+
+def test_a_busy_port_is_replaced_by_a_free_one_which_is_kept(tmp_path: Path) -> None:
+    """The next start takes the remembered one, though the wished one is free again."""
+    file = tmp_path / "ports.json"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        wished = other.getsockname()[1]
+        found = Ports(file).choose("registry", wished)
+        assert found != wished
+    assert Ports(file).choose("registry", wished) == found
+
+
+def test_two_servers_of_one_start_never_share_a_port(tmp_path: Path) -> None:
+    """Though none of them listens yet."""
+    ports = Ports(tmp_path / "ports.json", patience=0)
+    assert len({ports.choose(name, 0) for name in "abcde"} | {ports.choose("f", ports.choose("a", 0))}) == 6
+
+
+def test_a_damaged_memory_is_no_obstacle(tmp_path: Path) -> None:
+    """It is only a convenience."""
+    for text in ("", "[]", '{"registry": "x", "host-0": 70000}', "{"):
+        (tmp_path / "ports.json").write_text(text)
+        assert Ports(tmp_path / "ports.json").choose("registry", 0) > 0
+
+
+def test_settings_are_written_as_toml_that_reads_the_same() -> None:
+    """Secrets, paths, quotes, control characters, nested groups, lists of tables; None is left out."""
+    values = {
+        "data": Path("/a b/ü"),
+        "broker": {"url": SecretStr('redis://:p"w\\@h'), "none": None},
+        "host": {"labels": {"a key": "1", "b": "x\x7f\n\t\u2028"}, "factories": ("a.b:*",), "threads": 1},
+        "policies": (Policy(model="m", gates=(Gate(metric="accuracy", min=0.5),)),),
+        "flags": [True, 1.5, 1e-07, -3],
+    }
+    read = tomllib.loads(toml.dumps(values))
+    assert read["data"] == "/a b/ü"
+    assert read["broker"] == {"url": 'redis://:p"w\\@h'}
+    assert read["host"] == {"labels": {"a key": "1", "b": "x\x7f\n\t\u2028"}, "factories": ["a.b:*"], "threads": 1}
+    assert Policy.model_validate(read["policies"][0]) == values["policies"][0]  # type: ignore[index]
+    assert read["flags"] == [True, 1.5, 1e-07, -3]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def child(tmp_path: Path, code: str, clock: Callable[[], float] = time.monotonic) -> Child:
+    return Child("part", [sys.executable, "-S", "-c", code], tmp_path / "part.log", clock=clock)
+
+
+def test_a_child_that_dies_is_started_again_with_growing_pauses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each death is told with the end of its log; one that lived long starts with the first pause again."""
+    clock, pauses = Clock(), []
+    part = child(tmp_path, "print('the last words', flush=True); raise SystemExit(3)", clock)
+    for _ in range(7):
+        part.start()
+        await_(lambda: not part.running)
+        again = part.keep()
+        assert again is not None
+        pauses.append(again - clock.now)
+        clock.now = again
+    assert pauses == [RESTART_FIRST, 1, 2, 4, 8, RESTART_MAX, RESTART_MAX]
+    assert "exit status 3" in caplog.text
+    assert "the last words" in caplog.text
+    part.start()
+    clock.now += SETTLED
+    await_(lambda: not part.running)
+    assert part.keep() == clock.now + RESTART_FIRST
+
+
+def test_what_a_dead_child_left_behind_is_killed(tmp_path: Path) -> None:
+    """Its whole group: nothing of it holds a port or a file when it starts again."""
+    code = "import os, time\nif (pid := os.fork()): print(pid, flush=True); os._exit(1)\ntime.sleep(60)"
+    part = child(tmp_path, code)
+    part.start()
+    await_(lambda: not part.running and part.log_file.read_text().strip().isdigit())
+    orphan = int(part.log_file.read_text())
+    part.keep()
+    await_(lambda: not alive(orphan))
+
+
+def test_a_child_that_does_not_end_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After its time; it is said."""
+    part = child(tmp_path, "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()")
+    part.start()
+    await_(lambda: part.log_file.read_text() == "1\n")
+    part.ask_to_end()
+    part.end(time.monotonic() + 0.1)
+    assert not part.running
+    assert "killed" in caplog.text
+
+
+def test_no_child_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    """Even by SIGKILL: the kernel ends them."""
+    code = (
+        "import sys, time; from pathlib import Path; from weighbridge.daemon.process import Child\n"
+        f"c = Child('part', ['sleep', '60'], Path({str(tmp_path / 'part.log')!r})); c.start()\n"
+        "print(c.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        assert alive(pid)
+        supervisor.send_signal(signal.SIGKILL)
+    await_(lambda: not alive(pid))
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_systemd_is_told_where_it_listens(tmp_path: Path) -> None:
+    """Nobody listens: nothing happens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        assert systemd.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert ear.recv(64) == b"READY=1"
+    assert not systemd.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    assert not systemd.notify("READY=1", {})
+
+
+def test_a_watchdog_is_meant_for_one_process() -> None:
+    """Microseconds, and only for the process that systemd names."""
+    assert systemd.watchdog_seconds({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}) == 2.0
+    assert systemd.watchdog_seconds({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}) is None
+    assert systemd.watchdog_seconds({}) is None
