@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from fixtures.api import Api, Start, assign, digest_of, put_ready, sqlite_only
+from fixtures.api import Api, Start, assign, digest_of, put_ready, sqlite_only, waits_noticed
 from fixtures.registry import record
 
 from weighbridge.registry import checkpoints, events
@@ -160,15 +160,7 @@ def test_a_rollout_by_hand(api: Api) -> None:
 @contextmanager
 def polling(api: Api, path: str) -> Iterator[Any]:
     """A call that is under way, and surely waits, while the block runs."""
-    waiting = threading.Event()
-    wait = api.app.state.context.pulse.wait
-
-    async def noticed(*args: Any) -> bool:
-        waiting.set()
-        return bool(await wait(*args))
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(type(api.app.state.context.pulse), "wait", lambda self, *args: noticed(*args))
+    with waits_noticed() as waiting, ThreadPoolExecutor(1) as pool:
         future = pool.submit(lambda: api.http().get(path).json())
         assert waiting.wait(10)
         yield future

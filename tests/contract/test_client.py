@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from blake3 import blake3
-from fixtures.api import Api, AppTransport, Start, put_ready, sqlite_only
+from fixtures.api import Api, AppTransport, Start, put_ready, sqlite_only, waits_noticed
 from fixtures.registry import record, work
 
 from weighbridge.registry import checkpoints
@@ -233,11 +233,9 @@ def test_watching_begins_now(api: Api) -> None:
     """Without a number only what comes after the first look."""
     put_ready(api, "before")
     client = api.client()
-    with ThreadPoolExecutor(1) as pool:
-        watching = client.watch(kinds=["version.recorded"])
-        future = pool.submit(next, watching)
-        while not api.app.state.context.pulse._waiting:
-            assert not future.done()
+    with waits_noticed() as waiting, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, client.watch(kinds=["version.recorded"]))
+        assert waiting.wait(10)
         with api.db.transaction() as tx:
             record(tx, "after")
         api.notifier.ring("events")
