@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import func
 from sqlmodel import col, select
@@ -99,6 +100,7 @@ def converge(tx: Session, model_id: int | None = None) -> list[str]:
 
     A host of several fleets follows the fleet whose rollout finished last.
     """
+    busy = _Busy.lock(tx, model_id)
     newest = select(func.max(Rollout.id)).where(Rollout.status == RolloutStatus.FINISHED)
     if model_id is not None:
         newest = newest.where(Rollout.model_id == model_id)
@@ -107,21 +109,20 @@ def converge(tx: Session, model_id: int | None = None) -> list[str]:
     changed: list[str] = []
     settled: set[tuple[int, str]] = set()
     for rollout in rows.all():
-        changed += _converge_fleet(tx, rollout, settled)
+        changed += _converge_fleet(tx, rollout, busy, settled)
     return changed
 
 
-def _converge_fleet(tx: Session, rollout: Rollout, settled: set[tuple[int, str]]) -> list[str]:
+def _converge_fleet(tx: Session, rollout: Rollout, busy: _Busy, settled: set[tuple[int, str]]) -> list[str]:
     labels: dict[str, str] = json.loads(rollout.fleet)
     wanted: list[Slot] | None = None
     changed: list[str] = []
-    busy, paused = _busy(tx, rollout.model_id)
     for host in hosts.fleet(tx, labels):
         key = (rollout.model_id, host.id)
         if key in settled:
             continue
         settled.add(key)
-        if host.id in busy or rollout.fleet in paused:
+        if key in busy.given or (rollout.model_id, rollout.fleet) in busy.paused:
             continue
         if wanted is None:
             wanted = _wanted(tx, rollout.model_id, labels)
@@ -138,16 +139,24 @@ def _wanted(tx: Session, model_id: int, labels: Mapping[str, str]) -> list[Slot]
     return [found] if found is not None else []
 
 
-def _busy(tx: Session, model_id: int) -> tuple[set[str], set[str]]:
-    """The hosts that rollouts under way were given, and the fleets whose rollout is paused; holds their rows."""
-    rows = tx.scalars(
-        select(Rollout)
-        .where(Rollout.model_id == model_id, col(Rollout.status).in_(ACTIVE_ROLLOUT))
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).all()
-    given = {host for row in rows for host in row.state.get("given", ())}
-    return given, {row.fleet for row in rows if row.status == RolloutStatus.PAUSED}
+@dataclass(frozen=True)
+class _Busy:
+    """What belongs to rollouts under way: hosts that they were given, and fleets whose rollout a person paused."""
+
+    given: set[tuple[int, str]]
+    paused: set[tuple[int, str]]
+
+    @classmethod
+    def lock(cls, tx: Session, model_id: int | None) -> _Busy:
+        """Read it and hold the rollouts' rows, before any host's: a step takes its locks in the same order."""
+        going = select(Rollout).where(col(Rollout.status).in_(ACTIVE_ROLLOUT)).order_by(col(Rollout.id))
+        if model_id is not None:
+            going = going.where(Rollout.model_id == model_id)
+        rows = tx.scalars(going.with_for_update(), execution_options={"populate_existing": True}).all()
+        return cls(
+            given={(row.model_id, host) for row in rows for host in row.state.get("given", ())},
+            paused={(row.model_id, row.fleet) for row in rows if row.status == RolloutStatus.PAUSED},
+        )
 
 
 def _point(tx: Session, model_id: int, name: str, version: int | None, *, actor: str, reason: str) -> None:

@@ -26,7 +26,7 @@ from weighbridge.registry.db import Database
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings
 from weighbridge.storage.settings import StorageSettings
-from weighbridge.workers.app import QUEUES, check_broker
+from weighbridge.workers.app import check_broker
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Stages
 
@@ -64,7 +64,7 @@ def torch_stages(db: Database, settings: RunSettings) -> Stages:
 
 
 def run(settings: RunSettings, *, stages: OpenStages = torch_stages) -> int:
-    """Run until SIGTERM or SIGINT; return the exit status. Raises InsecureBroker, ValueError for an unknown queue."""
+    """Run until SIGTERM or SIGINT; return the exit status. Raises InsecureBroker."""
     check_broker(settings.broker)
     crew = [Member(settings, queues, stages) for queues in _processes(settings.worker_settings.queues)]
     woken, wake = os.pipe()
@@ -92,9 +92,6 @@ def run(settings: RunSettings, *, stages: OpenStages = torch_stages) -> int:
 
 def _processes(queues: Sequence[str]) -> list[tuple[str, ...]]:
     """Which queues share a process: control has its own."""
-    unknown = sorted(set(queues) - set(QUEUES))
-    if unknown or not queues:
-        raise ValueError(f"worker queues {', '.join(unknown) or '(none)'}: choose from {', '.join(QUEUES)}")
     heavy = tuple(queue for queue in queues if queue != "control")
     return [group for group in (heavy, ("control",) if "control" in queues else ()) if group]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,8 +13,8 @@ class WorkerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queues: tuple[str, ...] = Field(
-        default=("cpu", "control"), description="Queues to take jobs from: cpu, gpu, control."
+    queues: tuple[Literal["cpu", "gpu", "control"], ...] = Field(
+        default=("cpu", "control"), min_length=1, description="Queues to take jobs from: cpu, gpu, control."
     )
     concurrency: int = Field(default=2, ge=1, description="Jobs at once in this process.")
     threads: int = Field(default=1, ge=1, description="Torch threads a job.")

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 CURABLE = (StorageUnavailable, BucketNotFound, AccessDenied, StorageFull, Unavailable)
 """What lies around the job, not in it: it waits, however long, and no attempt is used up."""
 _LONGEST_PAUSE = 60.0
+_LONGEST_ROLLOUT_PAUSE = 5.0
 _MAX_ID = 2**31
 
 Recorder = Callable[[Session], None]
@@ -118,7 +119,11 @@ class Worker:
             jobs.retry(tx, claim, words, self._pause(claim))
 
     def _pause(self, claim: Claim) -> float:
-        return float(min(self.settings.retry_seconds * 2 ** min(claim.attempt - 1, 16), _LONGEST_PAUSE))
+        """Doubled with each attempt; short for a rollout, whose hosts may stand between two versions."""
+        first, longest = self.settings.retry_seconds, _LONGEST_PAUSE
+        if claim.stage is Stage.ROLLOUT:
+            first, longest = min(first, 1.0), _LONGEST_ROLLOUT_PAUSE
+        return float(min(first * 2 ** min(claim.attempt - 1, 16), longest))
 
     def _follow(self, following: list[Job]) -> None:
         """Send first, ring then: the daemon finds them sent."""

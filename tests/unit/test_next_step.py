@@ -296,7 +296,7 @@ class Fleet:
         return self.view.status in (RolloutStatus.FINISHED, RolloutStatus.ROLLED_BACK, RolloutStatus.ABORTED)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     manners=st.lists(behaviours, max_size=7),
     waves=waves,
