@@ -52,7 +52,7 @@ def hosts(context: typer.Context, json: session.Json = False) -> None:
     Example: weighbridge hosts
     """
     with session.of(context).client() as client:
-        found = list(client.hosts())
+        found = sorted(client.hosts(), key=lambda host: host.name)
     if json:
         output.emit(found)
         return

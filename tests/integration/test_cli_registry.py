@@ -1,0 +1,116 @@
+"""The command line against a real registry, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.digits import Digits
+from fixtures.house import MODEL, House
+
+from weighbridge.cli import main, session
+from weighbridge.cli.exits import Exit
+
+RECIPE = "gates: [{metric: accuracy, min: 0.8}]\nrollout: {automatic: true, waves: [1, '100%'], bake: 0}\n"
+
+
+class Terminal:
+    """Runs commands and reads what they print."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, code: int = Exit.OK) -> str:
+        assert main(arguments) == code, self._capsys.readouterr().err
+        out, err = self._capsys.readouterr()
+        return out if code == Exit.OK else err
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture
+def terminal(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Terminal:
+    """A terminal whose registry is the house's."""
+    for name in os.environ:
+        if name.startswith("WEIGHBRIDGE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session.Session, "client", lambda _: nullcontext(house.client))
+    return Terminal(capsys)
+
+
+def test_a_person_follows_a_checkpoint_through_the_terminal(
+    house: House, digits: Digits, digits_linear: Any, terminal: Terminal, tmp_path: Path
+) -> None:
+    """Every look and every verb, as tables and as JSON."""
+    from safetensors.numpy import save
+
+    assert "no models yet" not in terminal("models")  # that is a note, on stderr
+    house.register("digits-linear", digits_linear)
+    house.put("recipe.yaml", RECIPE)
+    house.put("eval.safetensors", save({"pixels": digits.held_out, "labels": digits.held_out_labels}))
+    house.publish("monday", digits.train(rows=500))
+    house.settle()
+    house.publish("tuesday", digits.noise())
+    house.put("broken.safetensors", b"\x10\0\0\0\0\0\0\0{")
+    house.settle()
+
+    assert terminal.json("models")[0]["aliases"] == {"champion": 1}
+    assert [v["status"] for v in terminal.json("versions", MODEL)] == ["rejected", "ready"]
+    assert "accuracy" in terminal("versions", MODEL, "--status", "rejected")
+    shown = terminal("show", MODEL, "champion")
+    assert "digits 1" in shown
+    assert "Gates" in shown
+    assert terminal.json("show", MODEL)["number"] == 2
+    assert "no version" in terminal("show", MODEL, "9", code=Exit.NOT_FOUND)
+
+    assert "broken.safetensors" in terminal("status")
+    assert terminal.json("status")["versions"] == {"ready": 1, "rejected": 1}
+    assert [host["name"] for host in terminal.json("hosts")] == ["left", "right"]
+    assert "digits: 1 live" in terminal("hosts")
+    assert terminal.json("template", "list")[0]["name"] == "digits-linear"
+
+    (rollout,) = terminal.json("rollouts", "list", MODEL)
+    assert rollout["status"] == "finished"
+    assert "finish" in terminal("rollouts", "show", str(rollout["id"]))
+    assert "finished" in terminal("rollouts", "pause", str(rollout["id"]), code=Exit.REFUSED)
+
+    assert terminal.json("alias", "set", MODEL, "staging", "1")["number"] == 1
+    assert "champion" in terminal("alias", "list", MODEL)
+    terminal("alias", "set", MODEL, "champion", "2", code=Exit.REFUSED)
+    terminal("alias", "delete", MODEL, "staging")
+
+    assert "digits 2 is discovered" in terminal("rejudge", MODEL, "2", "-m", "once more")
+    house.settle()
+    assert terminal.json("archive", MODEL, "2", "-m", "noise")["status"] == "archived"
+    house.settle()
+
+    terminal("download", MODEL, "champion", "--to", "weights")
+    assert (tmp_path / "weights/model.safetensors").stat().st_size > 0
+
+    lines = [json.loads(line) for line in terminal("events", "--after", "0", "--limit", "3", "--json").splitlines()]
+    assert [event["seq"] for event in lines] == [1, 2, 3]
+    last = json.loads(terminal("events", "--json").splitlines()[-1])
+    assert (last["kind"], last["reason"]) == ("version.archived", "noise")
+    assert "version.archived" in terminal("events", "--kind", "version.archived", "--model", MODEL)
+
+
+def test_tokens_and_hosts_come_and_go(house: House, terminal: Terminal) -> None:
+    """A token is printed once; a host that is retired is named so."""
+    token = terminal("token", "create", "viewer", "--name", "dashboard", "--days", "1").strip()
+    (row,) = terminal.json("token", "list")
+    assert (row["role"], row["name"]) == ("viewer", "dashboard")
+    assert token not in terminal("token", "list")
+    terminal("token", "revoke", str(row["id"]))
+    assert terminal.json("token", "list")[0]["revoked_at"] is not None
+    assert "no role" in terminal("token", "create", "king", code=Exit.REFUSED)
+    house.settle()
+    assert terminal.json("retire", "left", "-m", "gone")["state"] == "retired"
+    terminal("retire", "nobody", code=Exit.NOT_FOUND)

@@ -1,0 +1,112 @@
+"""The doctor: what is well, what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weighbridge.cli import doctor, main
+from weighbridge.cli.doctor import store
+from weighbridge.cli.exits import Exit
+from weighbridge.cli.session import Session
+from weighbridge.storage import errors
+from weighbridge.storage.memory import MemoryStore
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("WEIGHBRIDGE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def findings(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) -> list[dict[str, Any]]:
+    """The doctor's answer."""
+    assert main([*arguments, "--json"]) == code
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is (code == Exit.OK)
+    found: list[dict[str, Any]] = answer["findings"]
+    return found
+
+
+def test_a_healthy_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It lists, reads, writes once and only once, has space, and leaves nothing behind."""
+    (tmp_path / "drops/digits").mkdir(parents=True)
+    (tmp_path / "drops/readme").write_text("hello")
+    found = findings(capsys, "doctor", "--only", "storage", code=Exit.OK)
+    said = " ".join(one["what"] for one in found)
+    assert "1 model folders" in said
+    assert "readme can be read" in said
+    assert "is refused when the key is there" in said
+    assert list((tmp_path / "drops").rglob("doctor*")) == []
+
+
+def test_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names it, the advice says what to do."""
+    (found,) = findings(capsys, "doctor", "--only", "storage", code=Exit.FAILED)
+    assert "drops" in found["what"]
+    assert found["fix"] == "create the bucket or folder, or correct storage.url"
+
+
+def test_a_store_without_conditional_writes() -> None:
+    """It would let two writers overwrite each other's artifacts: that is said, not discovered later."""
+
+    class Careless(MemoryStore):
+        def put(self, key: str, data: Any, *, if_none_match: bool = False) -> Any:
+            return super().put(key, data)
+
+    *_, last = store.writes(Careless("careless"), ".weighbridge")
+    assert not last.ok
+    assert "overwrote" in last.what
+    assert "conditional writes" in last.fix
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (errors.AccessDenied("s3://b: refused"), "check storage.s3.access_key"),
+        (errors.BucketNotFound("s3://b: no such bucket"), "create the bucket"),
+        (errors.StorageFull("s3://b: no space"), "free space"),
+        (errors.StorageUnavailable("s3://b: no answer"), "check storage.s3.endpoint_url"),
+    ],
+)
+def test_what_a_store_refuses_comes_with_advice(error: Exception, advice: str) -> None:
+    """Wrong keys, a missing bucket, a full disk, a server that is away."""
+
+    def check(_: Session) -> Iterator[Any]:
+        raise error
+        yield
+
+    (found,) = doctor.examine("storage", check, Session())
+    assert not found.ok
+    assert found.what == str(error)
+    assert advice in found.fix
+
+
+def test_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before a checkpoint does not fit."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    (found,) = store.space(tmp_path / "not/yet/there", MemoryStore("space"))
+    assert not found.ok
+    assert "free some space" in found.fix
+
+
+def test_a_broker_and_a_database_that_are_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing listens on the discard port, nobody made the schema: both are named, no password is."""
+    secret = "redis://:hunter2@127.0.0.1:9/0"
+    flags = ["--set", f"broker.url={secret}", "--set", f"data={tmp_path}", "doctor", "--only", "broker"]
+    broker, database = findings(capsys, *flags, "--only", "database", code=Exit.FAILED)
+    assert "does not answer" in broker["what"]
+    assert "hunter2" not in broker["what"]
+    assert "its schema is at revision none" in database["what"]
+
+
+def test_an_unknown_part_is_wrong_usage() -> None:
+    """It says which there are."""
+    assert main(["doctor", "--only", "moon"]) == Exit.USAGE
