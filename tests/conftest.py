@@ -13,4 +13,5 @@ pytest_plugins: list[str] = [
     "fixtures.worker",
     "fixtures.digits",
     "fixtures.house",
+    "fixtures.running",
 ]
