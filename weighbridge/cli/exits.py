@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -27,6 +29,17 @@ class Failed(Exception):
     def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Imports of what an extra installs. Raises Failed, naming the extra, where something is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").startswith("weighbridge"):
+            raise
+        raise Failed(f"{exc.name} is not installed: pip install 'weighbridge[{extra}]'", Exit.USAGE) from exc
 
 
 def code_of(error: BaseException) -> Exit:

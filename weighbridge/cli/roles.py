@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from weighbridge.cli import session
+from weighbridge.cli.exits import needs
 
 PANEL = "Run it"
 
@@ -36,7 +37,8 @@ def up(
     if folder is not None:
         run.override(storage__url=str(folder))
     run.logging()
-    from weighbridge.daemon.up import run as supervise
+    with needs("up"):
+        from weighbridge.daemon.up import run as supervise
 
     raise typer.Exit(supervise(run.settings, hosts=hosts, seconds=seconds, json=json))
 
@@ -49,7 +51,8 @@ def daemon(context: typer.Context) -> None:
     run = session.of(context)
     run.logging()
     settings = run.settings
-    from weighbridge.daemon.run import run as loops
+    with needs("daemon"):
+        from weighbridge.daemon.run import run as loops
 
     raise typer.Exit(loops(settings))
 
@@ -68,7 +71,8 @@ def worker(
     names = tuple(filter(None, (name.strip() for name in queues.split(",")))) if queues else None
     run.override(worker__queues=names, worker__concurrency=concurrency, worker__device=device)
     run.logging()
-    from weighbridge.workers.run import run as work
+    with needs("worker"):
+        from weighbridge.workers.run import run as work
 
     raise typer.Exit(work(run.settings))
 
@@ -89,7 +93,9 @@ def registry(
     import logging
 
     from weighbridge.daemon.systemd import notify
-    from weighbridge.registry.serve import run as serve
+
+    with needs("registry"):
+        from weighbridge.registry.serve import run as serve
 
     def ready(url: str) -> None:
         logging.getLogger(__name__).info("the registry answers at %s", url)
@@ -113,7 +119,8 @@ def host(
     labels = dict(_label(text) for text in label) if label else None
     run.override(host__name=name, host__port=port, host__labels=labels, host__device=device)
     run.logging()
-    from weighbridge.hosts.run import run as serve
+    with needs("host"):
+        from weighbridge.hosts.run import run as serve
 
     raise typer.Exit(serve(run.settings))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weighbridge.cli import output, session
-from weighbridge.cli.exits import Exit, Failed
+from weighbridge.cli.exits import Exit, Failed, needs
 
 if TYPE_CHECKING:
     from weighbridge.engines.manifest import TensorSpec
@@ -71,7 +71,8 @@ def register_template(
     client: Client, name: str, reference: str, inputs: list[TensorSpec], outputs: tuple[str, ...]
 ) -> Template:
     """Build a template in this process and upload it. Raises Failed, TemplateError, RegistryError."""
-    from weighbridge.engines import template
+    with needs("engine"):
+        from weighbridge.engines import template
 
     built = template.build(_make(reference), inputs, outputs)
     with tempfile.TemporaryDirectory(prefix="weighbridge-template-") as folder:

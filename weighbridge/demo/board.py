@@ -116,19 +116,24 @@ def shown(rows: Callable[[], list[Row]], console: Console, *, live: bool) -> Ite
     if not live:
         yield lambda row: console.print(clean(_line(row)), markup=False, soft_wrap=True)
         return
-    with Live(console=console, refresh_per_second=8, get_renderable=lambda: table(rows())):
+    with Live(console=console, refresh_per_second=8, get_renderable=lambda: table(rows(), wide=console.width >= 120)):
         yield lambda row: None
 
 
-def table(rows: list[Row]) -> Table:
-    """The whole picture."""
-    drawn = Table("", "checkpoint", "what it is", "expected", "status", "seconds", "reason", box=None, pad_edge=False)
+def table(rows: list[Row], *, wide: bool = True) -> Table:
+    """The whole picture; `wide` says also what each drop is."""
+    drawn = Table(box=None, pad_edge=False)
+    columns = ["", "checkpoint", "expected", "status", "seconds", "reason"]
+    if wide:
+        columns.insert(2, "what it is")
+    for name in columns:
+        drawn.add_column(name, no_wrap=name not in ("reason", "what it is"))
     for row in rows:
         mark = "" if not row.ended else "✓" if row.right else "✗"
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
         reason = f"waited: {row.waited}; {row.reason}" if row.waited and row.ended else row.reason
-        cells = (mark, row.drop.name, row.drop.what, row.drop.expected, row.status, seconds, reason)
-        drawn.add_row(*map(cell, cells))
+        what = [row.drop.what] if wide else []
+        drawn.add_row(*map(cell, (mark, row.drop.name, *what, row.drop.expected, row.status, seconds, reason)))
     return drawn
 
 

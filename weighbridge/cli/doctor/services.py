@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from weighbridge.cli.doctor.finding import Finding
-from weighbridge.cli.exits import Failed
+from weighbridge.cli.exits import Failed, needs
 from weighbridge.cli.session import Session
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def broker(run: Session) -> Iterator[Finding]:
 
 def database(run: Session) -> Iterator[Finding]:
     """It answers and has this release's schema."""
-    try:
+    with needs("registry"):
         from weighbridge.registry.db import Database
-    except ModuleNotFoundError as exc:
-        raise Failed(f"not checked from here: {exc.name} is not installed (weighbridge[registry])") from exc
     opened = Database(run.settings.database_url)
     try:
         opened.check()
@@ -83,12 +81,10 @@ def _host(host: Host) -> Finding:
 
 
 def _redis(url: str) -> Redis:
-    try:
+    with needs("registry"):
         from redis import Redis
 
         from weighbridge.registry.notify import redis_url
-    except ModuleNotFoundError as exc:
-        raise Failed(f"not checked from here: {exc.name} is not installed (weighbridge[registry])") from exc
     return Redis.from_url(redis_url(url), socket_connect_timeout=5, socket_timeout=5)
 
 
