@@ -14,4 +14,5 @@ pytest_plugins: list[str] = [
     "fixtures.digits",
     "fixtures.house",
     "fixtures.running",
+    "fixtures.plant",
 ]
