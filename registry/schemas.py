@@ -358,7 +358,7 @@ class Decision(Wire):
 
 
 class TokenWish(Wire):
-    """A token to create. `ttl` in seconds, None: until it is revoked. `host_id` binds a host's or an enrolment token."""
+    """A token to create. `ttl` in seconds, None: until it is revoked. `host_id` binds a host's or enrol token."""
 
     role: str
     name: str = Field(default="", max_length=255)
