@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+BENCHMARKS ?= dispatch reconcile serving swap validate
 
 export OMP_NUM_THREADS ?= 1
 
@@ -46,8 +47,8 @@ contracts: $(STAMP) ## Check which room may import which
 docs: $(STAMP) ## Write the generated pages again
 	$(BIN)/weighbridge config --markdown > docs/settings.md
 
-bench: $(STAMP) ## Run every benchmark and print its table
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file $(ARGS) || exit 1; done
+bench: $(STAMP) ## Run the benchmarks and print their tables (BENCHMARKS='swap serving')
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 build: $(STAMP) ## Build the sdist and the wheel into dist/
 	$(BIN)/python -m build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -18,6 +19,7 @@ from weighbridge.cli.app import app
 from weighbridge.cli.config import reference
 from weighbridge.registry import recipe
 from weighbridge.registry.lifecycle import VersionStatus
+from weighbridge.registry.schemas import Desired, Enrolment, Observed
 from weighbridge.settings import Settings, fields, load, variable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,3 +188,17 @@ def test_the_constraints_pin_what_the_project_needs() -> None:
     assert names - pinned - {"weighbridge"} == set()
     assert "torch==2.13.0\n" in text
     assert "://" not in text
+
+
+def test_the_benchmarks_of_the_makefile_are_there() -> None:
+    """`make bench` runs what exists."""
+    (names,) = re.findall(r"^BENCHMARKS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [name for name in names.split() if not (ROOT / f"benchmarks/{name}.py").is_file()] == []
+
+
+def test_messages_of_the_host_protocol_are_valid() -> None:
+    """The examples are what the registry takes and answers."""
+    text = (ROOT / "docs/host-protocol.md").read_text()
+    enrolment, desired, observed = (json.loads(block) for kind, block in FENCE.findall(text) if kind == "json")
+    for model, example in ((Enrolment, enrolment), (Desired, desired), (Observed, observed)):
+        assert json.loads(model.model_validate(example).model_dump_json(exclude_unset=True)) == example
