@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from weighbridge.engines.errors import GoldenMismatch
 from weighbridge.hosts import frames
@@ -74,13 +74,22 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             process = _spawn(theirs.fileno(), settings, program)
-        transport, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=ours)
+        try:
+            transport, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=ours)
+        except BaseException:
+            ours.close()
+            process.kill()
+            process.wait()
+            raise
         child = cls(process, transport, link)
         try:
             await child.ask(Kind.PING, {}, timeout=settings.load_seconds)
-        except (ChildDied, DeadlineExceeded) as exc:
+        except BaseException as exc:
+            child.kill()
             await child.end()
-            raise LoadFailed(f"an engine child with {program.engine} did not start: {exc}") from exc
+            if isinstance(exc, ChildDied | DeadlineExceeded):
+                raise LoadFailed(f"an engine child with {program.engine} did not start: {exc}") from exc
+            raise
         return child
 
     @property
@@ -164,28 +173,32 @@ class Spares:
 
     def __init__(self, settings: HostSettings, program: ChildProgram) -> None:
         self._settings, self._program = settings, program
-        self._next: asyncio.Task[Child] | None = None
+        self._starting: list[asyncio.Task[Child]] = []
 
     def refill(self) -> None:
         """Start a spare unless one is there or on its way."""
-        if self._next is None:
-            self._next = asyncio.create_task(Child.start(self._settings, self._program), name="spare")
+        if not self._starting:
+            self._starting.append(asyncio.create_task(Child.start(self._settings, self._program), name="spare"))
 
     async def take(self) -> Child:
         """A spare that is alive, at once when one is warm. Raises LoadFailed."""
         while True:
             self.refill()
-            starting, self._next = cast("asyncio.Task[Child]", self._next), None
-            child = await starting
+            spare = self._starting.pop()
+            try:
+                child = await asyncio.shield(spare)
+            except asyncio.CancelledError:
+                self._starting.append(spare)  # for whoever comes next
+                raise
             if child.alive:
                 return child
             await child.end()
 
     async def close(self) -> None:
-        """End the spare."""
-        starting, self._next = self._next, None
-        if starting is None:
-            return
-        child = (await asyncio.gather(starting, return_exceptions=True))[0]
-        if isinstance(child, Child):
-            await child.end()
+        """End what was not taken."""
+        for spare in self._starting:
+            spare.cancel()
+        for child in await asyncio.gather(*self._starting, return_exceptions=True):
+            if isinstance(child, Child):
+                await child.end()
+        self._starting.clear()

@@ -24,6 +24,7 @@ from weighbridge.hosts.errors import (
     DeadlineExceeded,
     HostError,
     MethodNotAllowed,
+    NotReady,
     Overloaded,
     RouteNotFound,
     TooLarge,
@@ -172,6 +173,8 @@ class Front:
     async def _infer(self, target: Target, body: Body) -> tuple[int, Headers, bytes]:
         began = time.monotonic()
         slot = self._slots.find(target.model, target.version)
+        if slot.state is State.UNAVAILABLE:
+            slot = await self._revived(slot, target, began)
         child = slot.enter()
         status = 500
         try:
@@ -184,6 +187,27 @@ class Front:
             slot.leave()
             slot.statistics.record(status, time.monotonic() - began)
         return status, _answer_headers(slot, frame), bytes(frame.body)
+
+    async def _revived(self, slot: Slot, target: Target, began: float) -> Slot:
+        """Wait in the queue while the child that died is brought up again; then what answers by now."""
+        settings = self._settings
+        try:
+            async with asyncio.timeout(settings.request_seconds - (time.monotonic() - began)):
+                while slot.state is State.UNAVAILABLE:
+                    if slot.waiting >= settings.queue:
+                        raise Overloaded(f"{settings.queue} requests already wait until this version is up again")
+                    slot.waiting += 1
+                    try:
+                        await slot.settled()
+                    finally:
+                        slot.waiting -= 1
+                    slot = self._slots.find(target.model, target.version)
+        except (TimeoutError, HostError) as exc:
+            slot.statistics.record(503, time.monotonic() - began)
+            if isinstance(exc, HostError):
+                raise
+            raise NotReady(f"{slot.spec.model} version {slot.spec.version} is {slot.state}: {slot.reason}") from exc
+        return slot
 
     async def _ask(self, child: Child, body: Body, began: float) -> Frame:
         settings = self._settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tenacity
 
@@ -20,7 +20,7 @@ from weighbridge.hosts.router import SlotSpec, State
 from weighbridge.hosts.statistics import BOUNDS
 from weighbridge.hosts.statistics import Interval as Taken
 from weighbridge.hosts.swap import Swapper
-from weighbridge.registry.errors import RegistryError
+from weighbridge.registry.errors import RegistryError, Unavailable
 from weighbridge.registry.schemas import DesiredModel, Interval, ObservedModel, ObservedSlot, Slot
 from weighbridge.storage.errors import StorageError
 
@@ -40,81 +40,66 @@ class Holding:
         self.model = model
         self._swapper, self._blobs, self._pull, self._changed = swapper, blobs, pull, changed
         self._wanted = DesiredModel(model=model, generation=0, slots=[])
-        self._resident: list[Resident] = []
         self._progress: Progress = "pending"
         self._reason, self._golden_failed = "", False
         self._news = asyncio.Event()
-        self._unreported: dict[Resident, Taken] = {}
         self._task = asyncio.create_task(self._follow(), name=f"hold {model}")
 
     @property
-    def artifacts(self) -> set[str]:
-        """What must stay in the cache: wanted, or resident."""
-        return {slot.artifact for slot in self._wanted.slots} | {slot.spec.artifact for slot in self._resident}
-
-    @property
-    def serves(self) -> bool:
-        """Whether what is wanted is what answers."""
-        return self._progress == "live"
+    def wanted(self) -> list[Slot]:
+        return self._wanted.slots
 
     def want(self, wanted: DesiredModel) -> None:
         """Hold this from now on; a load under way that it makes pointless is given up."""
         if wanted == self._wanted:
             return
-        self._wanted = wanted
-        self._news.set()
+        before, self._wanted = self._live, wanted
+        for slot in self._swapper.resident(self.model):
+            slot.statistics.take("")  # what it did so far was for another generation
+        if _key(self._live) != _key(before) or self._progress == "failed":
+            self._golden_failed = False
+            self._become("pending")
+            self._news.set()
+        self._changed()
 
     async def drop(self) -> None:
         """Hold nothing any more: finish what is in flight and end."""
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self._retire(*self._resident)
+        await asyncio.wait((self._task,))
+        await self._unload()
 
     def observed(self, interval_id: str) -> ObservedModel:
-        """What to report now; counters stay in the report until `reported`."""
+        """What to report now. It takes the counters: the report must arrive, once."""
         live = self._live
         slots = [] if live is None else [self._slot(live, interval_id)]
         return ObservedModel(model=self.model, generation=self._wanted.generation, slots=slots)
-
-    def reported(self) -> None:
-        """The last report arrived: its counters are never told again."""
-        self._unreported.clear()
 
     @property
     def _live(self) -> Slot | None:
         return next((slot for slot in self._wanted.slots if slot.role == "live"), None)
 
     async def _follow(self) -> None:
-        """Converge on every news; a turn that news overtakes is cancelled where that is safe: while it waits."""
+        """Converge on every news. A turn that news overtake is cancelled and has ended before the next one begins."""
         while True:
             self._news.clear()
             turn = asyncio.create_task(self._converge())
-            news = asyncio.create_task(self._news.wait())
             try:
-                await asyncio.wait((turn, news), return_when=asyncio.FIRST_COMPLETED)
-                if not turn.done():
-                    turn.cancel()
-                await asyncio.gather(turn, return_exceptions=True)
-                await news
+                await self._news.wait()
             finally:
-                for task in (turn, news):
-                    task.cancel()
-                await asyncio.gather(turn, news, return_exceptions=True)
+                turn.cancel()
+                await asyncio.wait((turn,))
 
     async def _converge(self) -> None:
         live = self._live
         if live is None:
-            self._become("pending")
-            await self._retire(*self._resident)
+            await self._unload()
             return
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type((HostError, EngineError, StorageError, RegistryError, OSError)),
+            retry=tenacity.retry_if_exception_type(Exception),  # whatever it is: say it, and try again
             wait=tenacity.wait_exponential(_FIRST_PAUSE, max=_LONGEST_PAUSE),
             before_sleep=self._failed,
         )
-        async for attempt in retrying:
-            with attempt:
-                await self._serve(live)
+        await retrying(self._serve, live)
 
     async def _serve(self, live: Slot) -> None:
         found = self._find(live)
@@ -124,30 +109,31 @@ class Holding:
             self._become("loading")
             spec = SlotSpec(self.model, str(live.version), live.variant, live.artifact, manifest, self._blobs)
             found = await self._swapper.load(spec)
-            self._resident.append(found)
+        elif found.state is not State.READY:
+            self._become("loading")
+            await found.settled()
         await self._swapper.go_live(found)
-        self._resident = [slot for slot in self._resident if slot.state is not State.UNLOADING]
+        self._golden_failed = False
         self._become("live")
         log.info("%s version %d (%s) is live", self.model, live.version, live.variant)
 
     def _find(self, wanted: Slot) -> Resident | None:
         """A resident slot that is what is wanted: after a roll back the previous one still is."""
-        spec = (str(wanted.version), wanted.variant, wanted.artifact)
-        for slot in self._resident:
-            if slot.state is State.READY and (slot.spec.version, slot.spec.variant, slot.spec.artifact) == spec:
+        for slot in self._swapper.resident(self.model):
+            if slot.proven and (slot.spec.version, slot.spec.variant, slot.spec.artifact) == _key(wanted):
                 return slot
         return None
 
-    async def _retire(self, *slots: Resident) -> None:
-        await asyncio.gather(*(self._swapper.retire(slot) for slot in slots))
-        self._resident = [slot for slot in self._resident if slot not in slots]
+    async def _unload(self) -> None:
+        await asyncio.gather(*(self._swapper.retire(slot) for slot in self._swapper.resident(self.model)))
 
     def _failed(self, state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        log.error("%s: generation %d failed: %s", self.model, self._wanted.generation, error)
+        error = state.outcome.exception() if state.outcome else None
+        log.error(
+            "%s: generation %d failed: %s", self.model, self._wanted.generation, error, exc_info=_unforeseen(error)
+        )
         # A registry that is away is not the artifact's fault: go on pulling, and say why it takes long.
-        away = isinstance(error, RegistryError)
+        away = isinstance(error, Unavailable)
         self._golden_failed = isinstance(error, GoldenFailed)
         self._become("pulling" if away else "failed", str(error) or repr(error))
 
@@ -157,27 +143,39 @@ class Holding:
             self._changed()
 
     def _slot(self, live: Slot, interval_id: str) -> ObservedSlot:
-        found = self._find(live) if self._progress == "live" else None
-        progress = self._progress if self._progress != "live" or found is not None else "loading"
-        assert progress in get_args(Progress)
-        proven = "passed" if found is not None and found.proven else "unchecked"
+        found = self._find(live)
+        progress, reason = self._progress, self._reason
+        if progress == "live" and (found is None or found.state is not State.READY):
+            progress, reason = "loading", (found and found.reason) or ""
+        proven = "passed" if found is not None else "unchecked"
         return ObservedSlot(
             version=live.version,
             variant=live.variant,
             artifact=live.artifact,
             state=progress,
-            reason=self._reason,
-            golden="failed" if self._golden_failed and progress == "failed" else proven,
-            interval=self._interval(found, interval_id) if found is not None else None,
+            reason=reason,
+            golden="failed" if self._golden_failed else proven,
+            interval=_interval(found.statistics.take(interval_id)) if found is not None else None,
         )
 
-    def _interval(self, resident: Resident, interval_id: str) -> Interval:
-        taken = self._unreported.get(resident)
-        if taken is None:
-            taken = self._unreported[resident] = resident.statistics.take(interval_id)
-        counts = {
-            f"{bound:.9g}": count for bound, count in zip((*BOUNDS, float("inf")), taken.counts, strict=True) if count
-        }
-        return Interval(
-            id=taken.id, seconds=taken.seconds, requests=taken.requests, errors=taken.errors, latency=counts
-        )
+
+def _key(slot: Slot | None) -> tuple[str, str, str] | None:
+    """What makes two slots the same thing to load; roles and weights do not."""
+    return None if slot is None else (str(slot.version), slot.variant, slot.artifact)
+
+
+def _unforeseen(error: BaseException | None) -> BaseException | None:
+    """The error, where its own words do not say enough."""
+    foreseen = isinstance(error, HostError | EngineError | StorageError | RegistryError | OSError)
+    return None if foreseen else error
+
+
+def _interval(taken: Taken) -> Interval:
+    bounds = (*(f"{bound:.9g}" for bound in BOUNDS), "+Inf")
+    return Interval(
+        id=taken.id,
+        seconds=taken.seconds,
+        requests=taken.requests,
+        errors=taken.errors,
+        latency={bound: count for bound, count in zip(bounds, taken.counts, strict=True) if count},
+    )

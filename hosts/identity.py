@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import fcntl
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weighbridge.registry.schemas import Desired
 from weighbridge.storage.atomic import new_file
+
+log = logging.getLogger(__name__)
 
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class HostFolderInUse(RuntimeError):
     """Another process serves as this host."""
+
+
+class HostFolderBroken(RuntimeError):
+    """A file of the folder is not what a host wrote."""
 
 
 class Identity(BaseModel):
@@ -33,7 +41,7 @@ class HostFolder:
     """`<folder>/identity.json`, `desired.json`, `blobs/`. Only their user may read the files: one holds a token."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.blobs = folder, folder / "blobs"
+        self.folder, self.blobs, self.identity_file = folder, folder / "blobs", folder / "identity.json"
         folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -47,25 +55,34 @@ class HostFolder:
             yield
 
     def identity(self) -> Identity | None:
-        return self._read(Identity, "identity.json")
+        """None before the first enrolment. Raises HostFolderBroken."""
+        return _read(Identity, self.identity_file)
 
     def keep_identity(self, identity: Identity) -> None:
-        self._write(identity, "identity.json")
+        _write(identity, self.identity_file)
 
     def desired(self) -> Desired | None:
         """What the registry wanted last: what a host serves that starts while the registry is away."""
-        return self._read(Desired, "desired.json")
-
-    def keep_desired(self, desired: Desired) -> None:
-        self._write(desired, "desired.json")
-
-    def _read(self, kind: type[Kept], name: str) -> Kept | None:
         try:
-            return kind.model_validate_json((self.folder / name).read_bytes())
-        except FileNotFoundError:
+            return _read(Desired, self.folder / "desired.json")
+        except HostFolderBroken as exc:
+            log.warning("%s; waiting for the registry instead", exc)
             return None
 
-    def _write(self, kept: BaseModel, name: str) -> None:
-        with new_file(self.folder / name) as file:
-            (self.folder / file.name).chmod(0o600)
-            file.write(kept.model_dump_json().encode())
+    def keep_desired(self, desired: Desired) -> None:
+        _write(desired, self.folder / "desired.json")
+
+
+def _read(kind: type[Kept], path: Path) -> Kept | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as exc:
+        raise HostFolderBroken(f"{path} is not readable ({exc.error_count()} errors): restore it or remove it") from exc
+
+
+def _write(kept: BaseModel, path: Path) -> None:
+    with new_file(path) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(kept.model_dump_json().encode())

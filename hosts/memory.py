@@ -7,14 +7,15 @@ else and measures nothing but its own requests; `hosts.agent` is the one for pro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from weighbridge.engines import golden
 from weighbridge.engines.errors import EngineError, GoldenMismatch
 from weighbridge.engines.load import load
-from weighbridge.engines.protocols import Array, Session
+from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.protocols import Array, BlobPath, Session
 from weighbridge.hosts.errors import ModelNotFound, NotReady
 from weighbridge.hosts.pull import pull
 from weighbridge.registry.client import Client
@@ -48,24 +49,38 @@ class _Held:
 class MemoryHost:
     """Enrols at once; `converge` is one breath of the agent: ask what to hold, hold it, report."""
 
-    def __init__(self, client: Client, folder: Path, *, name: str, labels: Mapping[str, str] | None = None) -> None:
-        self._client, self._cache = client, BlobCache(folder)
+    def __init__(
+        self,
+        client: Client,
+        folder: Path,
+        *,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        load: Callable[[Manifest, BlobPath], Session] = load,
+    ) -> None:
+        self._client, self._cache, self._load = client, BlobCache(folder), load
         enrolled = client.enrol(Enrolment(name=name, labels=dict(labels or {})))
         self.id, self._epoch = enrolled.id, enrolled.epoch
         self._held: dict[str, _Held] = {}
         self._generations: dict[str, int] = {}
         self._numbers = itertools.count(1)
+        self._unsaid: Observed | None = None
         self.broken: set[int] = set()
         """Versions that this host cannot load: how a test breaks a machine."""
 
     def converge(self) -> None:
-        """Make this host what the registry wants, and say so. Raises RegistryError when the registry is away."""
+        """Make this host what the registry wants, and say so. Raises RegistryError when the registry is away.
+
+        A report that did not arrive is repeated before anything else; the registry counts each once.
+        """
+        self._say()
         desired = self._client.desired(self.id)
         for model in desired.models:
             self._hold(model)
         for gone in self._held.keys() - {model.model for model in desired.models}:
             self._drop(gone)
-        self._client.observed(self.id, Observed(epoch=self._epoch, models=[self._seen(m) for m in desired.models]))
+        self._unsaid = Observed(epoch=self._epoch, models=[self._seen(model) for model in desired.models])
+        self._say()
 
     def infer(self, model: str, inputs: Mapping[str, Array]) -> tuple[int, dict[str, Array]]:
         """Answer as the live version: its number and the outputs. Raises ModelNotFound, NotReady, EngineError."""
@@ -80,6 +95,11 @@ class MemoryHost:
         except EngineError:
             held.errors += 1
             raise
+
+    def _say(self) -> None:
+        if self._unsaid is not None:
+            self._client.observed(self.id, self._unsaid)
+            self._unsaid = None
 
     def _hold(self, wanted: DesiredModel) -> None:
         self._generations[wanted.model] = wanted.generation
@@ -111,7 +131,7 @@ class MemoryHost:
         if slot.version in self.broken:
             raise StorageError("this host was told to fail")
         manifest = pull(self._client, self._cache, slot.artifact)
-        session = load(manifest, self._cache.path)
+        session = self._load(manifest, self._cache.path)
         wanted = manifest.golden
         golden.check(session, self._cache.path(wanted.digest).read_bytes(), wanted.rtol, wanted.atol)
         return session
@@ -128,9 +148,7 @@ class MemoryHost:
 
     def _slot(self, held: _Held) -> ObservedSlot:
         live = held.live is not None and held.live.artifact == held.slot.artifact
-        interval = Interval(
-            id=f"{self._epoch}-{next(self._numbers)}", seconds=0.0, requests=held.requests, errors=held.errors
-        )
+        interval = Interval(id=str(next(self._numbers)), seconds=0.0, requests=held.requests, errors=held.errors)
         held.requests = held.errors = 0
         return ObservedSlot(
             version=held.slot.version,

@@ -55,10 +55,17 @@ def pull(client: Client, cache: BlobCache, artifact: str, *, progress: Progress 
         cache.ensure(digest, lambda start: opened(digest, start), progress=progress)
 
     fetch(artifact)
-    try:
-        manifest = Manifest.model_validate_json(cache.path(artifact).read_bytes())
-    except ValidationError as exc:
-        raise LoadError(f"artifact {artifact}: its manifest is of a form that this release does not know") from exc
+    manifest = manifest_of(cache, artifact)
+    if manifest is None:
+        raise LoadError(f"artifact {artifact}: its manifest is of a form that this release does not know")
     for digest in manifest.blobs():
         fetch(digest)
     return manifest
+
+
+def manifest_of(cache: BlobCache, artifact: str) -> Manifest | None:
+    """The manifest of an artifact, as far as it is here and this release knows its form."""
+    try:
+        return Manifest.model_validate_json(cache.path(artifact).read_bytes())
+    except (LookupError, FileNotFoundError, ValidationError):
+        return None

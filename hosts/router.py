@@ -13,6 +13,12 @@ from weighbridge.hosts.errors import ModelNotFound, NotReady, VersionNotLoaded
 from weighbridge.hosts.statistics import Statistics
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 class State(StrEnum):
     """The protocol's states of a version on a server."""
 
@@ -46,7 +52,21 @@ class Slot:
     """Whether the reference golden passed on this host."""
     statistics: Statistics = field(default_factory=Statistics)
     in_flight: int = 0
+    waiting: int = 0
+    """Requests that wait until its child is brought up again."""
     _idle: asyncio.Event | None = None
+    _settled: asyncio.Event = field(default_factory=_set)
+
+    def become(self, state: State, reason: str | None = None) -> None:
+        self.state, self.reason = state, reason
+        if state is State.UNAVAILABLE:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait while its child is being brought up again."""
+        await self._settled.wait()
 
     def enter(self) -> Child:
         """Count a request in; the caller must `leave`. Raises NotReady."""
@@ -114,6 +134,10 @@ class Slots:
             raise VersionNotLoaded(f"model {model!r} version {version!r} is not on this host (held: {held})")
         return slot
 
+    def of(self, model: str) -> tuple[Slot, ...]:
+        """Every slot of a model, in the order in which they were added."""
+        return self._routes.get(model, Route()).slots
+
     def add(self, slot: Slot) -> None:
         """Make a slot addressable by its version; no unversioned request goes there."""
         route = self._routes.get(slot.spec.model, Route())
@@ -126,13 +150,13 @@ class Slots:
         return route.live
 
     def remove(self, slot: Slot) -> None:
-        """Let no new request reach the slot."""
-        route = self.route(slot.spec.model)
+        """Let no new request reach the slot. Twice is no error."""
+        route = self._routes.get(slot.spec.model, Route())
         live = None if route.live is slot else route.live
         if others := tuple(other for other in route.slots if other is not slot):
             self._routes[slot.spec.model] = Route(live, others)
         else:
-            del self._routes[slot.spec.model]
+            self._routes.pop(slot.spec.model, None)
 
     def ready(self) -> bool:
         """Whether every model that is assigned here has a live version that answers."""

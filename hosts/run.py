@@ -14,9 +14,10 @@ from typing import Protocol
 import uvloop
 from pydantic import SecretStr
 
-from weighbridge.hosts.agent import Agent, Fenced, Refused
+from weighbridge.hosts.agent import Agent
 from weighbridge.hosts.front import Front, listening
-from weighbridge.hosts.identity import HostFolder, HostFolderInUse
+from weighbridge.hosts.identity import HostFolder, HostFolderBroken, HostFolderInUse
+from weighbridge.hosts.membership import Fenced, Refused
 from weighbridge.hosts.router import Slots
 from weighbridge.hosts.settings import HostSettings
 from weighbridge.registry.client import Client
@@ -25,6 +26,10 @@ from weighbridge.registry.settings import RegistrySettings
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+
+
+class CannotListen(OSError):
+    """The address is not this machine's, or the port is taken."""
 
 
 class RunSettings(Protocol):
@@ -39,17 +44,14 @@ class RunSettings(Protocol):
 
 
 def run(settings: RunSettings) -> int:
-    """Run until SIGTERM or SIGINT: 0; 1 when fenced by a newer process, refused, or the folder or port is taken."""
+    """Run until SIGTERM or SIGINT: 0; 1 when fenced by a newer process, refused, or the folder or port is not free."""
     host = settings.host_settings
-    folder = HostFolder(host.data)
     try:
+        folder = HostFolder(host.data)
         with folder.locked(), _bound(host) as sock:
             uvloop.run(_serve(settings, host, folder, sock))
-    except (Fenced, Refused, HostFolderInUse) as exc:
+    except (Fenced, Refused, HostFolderInUse, HostFolderBroken, CannotListen) as exc:
         log.error("%s", exc)
-        return 1
-    except OSError as exc:
-        log.error("cannot listen on %s port %d: %s; set host.address, host.port", host.address, host.port, exc.strerror)
         return 1
     return 0
 
@@ -57,7 +59,13 @@ def run(settings: RunSettings) -> int:
 @contextlib.contextmanager
 def _bound(host: HostSettings) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host.address else socket.AF_INET
-    with socket.create_server((host.address, host.port), family=family, backlog=_BACKLOG) as sock:
+    try:
+        sock = socket.create_server((host.address, host.port), family=family, backlog=_BACKLOG)
+    except OSError as exc:
+        raise CannotListen(
+            f"cannot listen on {host.address} port {host.port}: {exc.strerror}; set host.address, host.port"
+        ) from exc
+    with sock:
         yield sock
 
 
@@ -70,23 +78,30 @@ async def _serve(settings: RunSettings, host: HostSettings, folder: HostFolder, 
     def open_client(token: str | None) -> Client:
         return Client(settings.registry_url, token or _plain(settings.registry.token))
 
-    async with listening(Front(slots, host), sock, drain=host.drain_seconds):
-        log.info("host %s serves at %s, registry %s", name, url, settings.registry_url)
-        agent = asyncio.create_task(Agent(folder, host, slots, open_client, name=name, url=url).run())
-        with _ended_by_signals(agent), contextlib.suppress(asyncio.CancelledError):
-            await agent
+    agent = asyncio.create_task(Agent(folder, host, slots, open_client, name=name, url=url).run())
+    try:
+        # The face goes first at the end: what is in flight is answered before the engines go.
+        async with listening(Front(slots, host), sock, drain=host.drain_seconds):
+            log.info("host %s serves at %s, registry %s", name, url, settings.registry_url)
+            await _ended_or_signalled(agent)
+    finally:
+        agent.cancel()
+        await asyncio.wait((agent,))
+    if not agent.cancelled():
+        agent.result()
     log.info("ended")
 
 
-@contextlib.contextmanager
-def _ended_by_signals(task: asyncio.Task[None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
+async def _ended_or_signalled(task: asyncio.Task[None]) -> None:
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, signalled.set)
+    waiting = asyncio.create_task(signalled.wait())
     try:
-        yield
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
     finally:
+        waiting.cancel()
         for number in numbers:
             loop.remove_signal_handler(number)
 

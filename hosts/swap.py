@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+import psutil
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from weighbridge.hosts.children import Child, ChildProgram, Spares
 from weighbridge.hosts.errors import HostError, LoadFailed, NotReady
@@ -20,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class Swapper:
-    """Changes what `slots` serve, without dropping a request. `changed` hears of every state that a slot reaches."""
+    """Changes what `slots` serve, without dropping a request. `changed` hears of every state that a slot reaches.
+
+    `available` tells the machine's free memory, bytes.
+    """
 
     def __init__(
         self,
@@ -28,18 +32,28 @@ class Swapper:
         settings: HostSettings,
         changed: Callable[[Slot], None] = lambda slot: None,
         program: ChildProgram = ChildProgram(),  # noqa: B008  it is frozen
+        available: Callable[[], int] = lambda: int(psutil.virtual_memory().available),
     ) -> None:
-        self._slots, self._settings, self._changed = slots, settings, changed
+        self._slots, self._settings, self._changed, self._available = slots, settings, changed, available
         self._spares = Spares(settings, program)
         self._previous: dict[str, Slot] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._reviving: dict[Slot, asyncio.Task[None]] = {}
 
     def prepare(self) -> None:
         """Start the first spare in the background."""
         self._spares.refill()
 
+    def resident(self, model: str) -> tuple[Slot, ...]:
+        """What is loaded of a model, or loading; nothing that was retired."""
+        return self._slots.of(model)
+
     async def load(self, spec: SlotSpec) -> Slot:
         """Bring a variant up beside what serves; afterwards its version can be addressed. Raises LoadFailed."""
+        previous = self._previous.get(spec.model)
+        if previous is not None and not self._fits(spec):
+            log.info("memory is short: %s is let go before another version loads", _name(previous))
+            await self.retire(previous)
         slot = Slot(spec)
         self._slots.add(slot)
         try:
@@ -58,12 +72,12 @@ class Swapper:
         if before is None or before is slot:
             return
         oldest = self._previous.pop(model, None)
-        if self._settings.keep_previous:
+        if oldest is not None and oldest is not slot:
+            self._retire_later(oldest)
+        if self._settings.keep_previous and before.state is State.READY and self._fits(slot.spec):
             self._previous[model] = before
         else:
-            self._run(self.retire(before))
-        if oldest is not None and oldest is not slot:
-            self._run(self.retire(oldest))
+            self._retire_later(before)
 
     def previous(self, model: str) -> Slot | None:
         """The resident slot that was live before, if it is kept."""
@@ -78,33 +92,56 @@ class Swapper:
 
     async def retire(self, slot: Slot) -> None:
         """Let no new request in, wait for those in flight, end the child."""
+        if self._withdraw(slot):
+            await self._drain(slot)
+
+    async def close(self) -> None:
+        """Finish what is in flight and end every child."""
+        await asyncio.gather(*(self.retire(slot) for slot in self._slots))
+        await asyncio.gather(*self._retiring, self._spares.close())
+
+    def _retire_later(self, slot: Slot) -> None:
+        if self._withdraw(slot):
+            task = asyncio.create_task(self._drain(slot))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    def _withdraw(self, slot: Slot) -> bool:
+        """Take the slot out of the routes at once; False when it is out already."""
         if slot.state is State.UNLOADING:
-            return
+            return False
         self._slots.remove(slot)
-        self._become(slot, State.UNLOADING, None)
         if self._previous.get(slot.spec.model) is slot:
             del self._previous[slot.spec.model]
+        self._become(slot, State.UNLOADING)
+        return True
+
+    async def _drain(self, slot: Slot) -> None:
         try:
+            if (revival := self._reviving.pop(slot, None)) is not None:
+                revival.cancel()
+                await asyncio.wait((revival,))
             await asyncio.wait_for(slot.drained(), self._settings.drain_seconds)
         except TimeoutError:
             log.warning("%s still held %d requests when it was ended", _name(slot), slot.in_flight)
-        if slot.child is not None:
-            await slot.child.end()
+        finally:
+            if slot.child is not None:
+                await slot.child.end()
 
-    async def close(self) -> None:
-        """End every child."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self.retire(slot) for slot in self._slots), self._spares.close())
+    def _fits(self, spec: SlotSpec) -> bool:
+        """Whether one more copy of these weights fits into memory; a guess, as nothing is known but their files."""
+        return self._available() > sum(file.size for file in spec.manifest.files)
 
     async def _bring_up(self, slot: Slot) -> None:
         child = await self._spares.take()
         try:
             await child.ask(Kind.LOAD, self._load_order(slot.spec), timeout=self._settings.load_seconds)
             await child.ask(Kind.GOLDEN, {"rounds": self._settings.warm_up}, timeout=self._settings.load_seconds)
+            if not child.alive or slot.state is State.UNLOADING:
+                raise LoadFailed("it was ended")
         except BaseException as exc:
-            await child.end(grace=0)
+            child.kill()
+            await child.end()
             if isinstance(exc, HostError):
                 kind = type(exc) if isinstance(exc, LoadFailed) else LoadFailed
                 raise kind(f"{_name(slot)} did not come up: {exc}") from exc
@@ -113,7 +150,7 @@ class Swapper:
             self._spares.refill()
         child.died = partial(self._on_death, slot)
         slot.child, slot.proven = child, True
-        self._become(slot, State.READY, None)
+        self._become(slot, State.READY)
 
     def _load_order(self, spec: SlotSpec) -> dict[str, Any]:
         return {
@@ -131,28 +168,26 @@ class Swapper:
             log.error("the engine child of %s (pid %d) died; bringing it up again", _name(slot), child.pid)
             slot.child = None
             self._become(slot, State.UNAVAILABLE, "its engine child died; bringing it up again")
-            self._run(self._revive(slot, child))
+            self._reviving[slot] = asyncio.create_task(self._revive(slot, child))
 
     async def _revive(self, slot: Slot, dead: Child) -> None:
+        """Until it is up, or retired."""
+
+        def say(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            log.error("%s", error)
+            self._become(slot, State.UNAVAILABLE, f"its engine child died, and another did not start: {error}")
+
         await dead.end()  # reaps the process
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(LoadFailed), wait=wait_exponential(multiplier=0.5, max=30)
+        wait = wait_exponential(multiplier=0.5, max=30)
+        await AsyncRetrying(retry=retry_if_exception_type(LoadFailed), wait=wait, before_sleep=say)(
+            self._bring_up, slot
         )
-        async for attempt in retrying:
-            with attempt:
-                if slot.state is not State.UNLOADING:
-                    await self._bring_up(slot)
-        if slot.state is State.UNLOADING and slot.child is not None:
-            await slot.child.end()
+        self._reviving.pop(slot, None)
 
-    def _become(self, slot: Slot, state: State, reason: str | None) -> None:
-        slot.state, slot.reason = state, reason
+    def _become(self, slot: Slot, state: State, reason: str | None = None) -> None:
+        slot.become(state, reason)
         self._changed(slot)
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _name(slot: Slot) -> str:

@@ -35,6 +35,11 @@ async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
     return await http.post("/v2/models/scale/infer", json=body)
 
 
+def engine_children() -> set[int]:
+    """This process's engine children, spares too."""
+    return {child.pid for child in psutil.Process().children() if "weighbridge.hosts.child" in child.cmdline()}
+
+
 async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
@@ -171,7 +176,7 @@ def test_a_child_that_crashes_fails_its_request_cleanly_and_is_brought_up_again(
 
 
 def test_a_child_killed_while_idle_is_noticed(tmp_path: Path) -> None:
-    """Nobody has to ask: the slot is UNAVAILABLE with a reason, then READY again."""
+    """Nobody has to ask: the slot is UNAVAILABLE, then READY again; who asks meanwhile waits, and is answered."""
 
     async def body(host: Host, http: httpx.AsyncClient) -> None:
         await host.put_live("1")
@@ -180,11 +185,77 @@ def test_a_child_killed_while_idle_is_noticed(tmp_path: Path) -> None:
         os.kill(slot.child.pid, signal.SIGKILL)
         await until(lambda: slot.state is State.UNAVAILABLE)
         assert (await http.get("/v2/models/scale/ready")).status_code == 400
-        assert (await infer(http, 1)).status_code == 503
+        waits = asyncio.create_task(infer(http, 1))
+        await until(lambda: slot.waiting)
         with pytest.raises(NotReady):
             await host.swapper.go_live(slot)
-        await until(lambda: slot.state is State.READY)
-        assert (await infer(http, 1)).status_code == 200
+        assert (await waits).status_code == 200
+        assert slot.state is State.READY
+
+    run(body, tmp_path)
+
+
+def test_who_waits_for_a_dead_version_gets_the_next_one_or_a_reason(tmp_path: Path) -> None:
+    """A switch lets the waiting go to the version that is live by then; past the deadline the reason is told."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        slot = live(host)
+        second = await host.swapper.load(fake_spec(host.blobs, "2"))
+        digest = slot.spec.manifest.golden.digest
+        (host.blobs / digest[:2] / digest).unlink()
+        assert slot.child is not None
+        slot.child.kill()
+        await until(lambda: "did not start" in (slot.reason or ""))
+        answer = await infer(http, 1)
+        assert (answer.status_code, digest in answer.json()["error"]) == (503, True)
+        assert slot.statistics.errors == 1
+        waits = asyncio.create_task(infer(http, 1))
+        await until(lambda: slot.waiting)
+        await host.swapper.go_live(second)
+        assert (await waits).json()["model_version"] == "2"
+        assert [held.spec.version for held in host.slots] == ["2"]
+
+    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 2}))
+
+
+def test_a_load_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    """Cancelled while the spare starts, or while it loads: no slot, no child but a spare."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        for given_up_at in ("spare", "load"):
+            load = asyncio.create_task(host.swapper.load(fake_spec(host.blobs, "1", "slow-1")))
+            await until(lambda: list(host.slots))
+            if given_up_at == "load":
+                await until((host.blobs / "loading").exists)
+            load.cancel()
+            await asyncio.wait((load,))
+            assert load.cancelled()
+            assert list(host.slots) == []
+        await host.put_live("1")
+        await until(lambda: len(engine_children()) == 2)
+
+    before = engine_children()
+    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 20}))
+    assert engine_children() == before
+
+
+def test_memory_that_is_short_costs_the_previous_version(tmp_path: Path) -> None:
+    """What was live before stays only while one more copy would fit; a load frees it first."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        free = [0]
+        host.swapper._available = lambda: free[0]
+        for version in "12":
+            await host.put_live(version)
+        assert host.swapper.previous("scale") is None
+        free[0] = 1
+        await host.put_live("3")
+        assert host.swapper.previous("scale") is not None
+        free[0] = 0
+        loading = asyncio.create_task(host.swapper.load(fake_spec(host.blobs, "4")))
+        await until(lambda: {slot.spec.version for slot in host.slots} == {"3", "4"})
+        await loading
 
     run(body, tmp_path)
 
@@ -197,6 +268,8 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
         hung = live(host).child
         assert hung is not None
         os.kill(hung.pid, signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{hung.pid}/task").glob("*/stat"))
+        await until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks))
         answer = await infer(http, 1)
         assert (answer.status_code, list(answer.json())) == (504, ["error"])
         await until(lambda: live(host).child not in (hung, None))
@@ -241,8 +314,7 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
     async def body(host: Host, http: httpx.AsyncClient) -> None:
         for version in "12":
             await host.put_live(version)
-        children = psutil.Process().children()
-        pids.extend(child.pid for child in children if "weighbridge.hosts.child" in child.cmdline())
+        pids.extend(engine_children())
         assert len(pids) >= 2
 
     run(body, tmp_path)
