@@ -331,3 +331,22 @@ def test_a_hundred_at_once_seen_by_two_daemons_are_a_hundred_versions(
     assert [version.number for version in versions] == list(range(1, 101))
     assert len({job.key for job in daemons[0].jobs()}) == 100
     assert {state for state, _ in daemons[0].states().values()} == {"complete"}
+
+
+def test_on_s3_listings_and_hints_find_the_same(s3_store: Store, sqlite: Database) -> None:
+    """A sharded upload with a truncated first try, an overwrite; then no listing sees anything new."""
+    watched = Watched(s3_store, sqlite)
+    files = sharded()
+    first = next(iter(files))
+    watched.drop((f"digits/run/{first}", files[first][:-9]), ("digits/a.safetensors", ONE))
+    for name, data in files.items():
+        s3_store.put(f"digits/run/{name}", data)
+    s3_store.put("digits/a.safetensors", TWO)
+    watched.list()
+    watched.settle()
+    assert [(version.number, version.path) for version in watched.versions()] == [
+        (1, "digits/a.safetensors"),
+        (2, "digits/a.safetensors"),
+        (3, "digits/run/"),
+    ]
+    assert watched.list() == 0

@@ -72,7 +72,7 @@ class History:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 15)), max_size=30))
 def test_any_history_ends_in_exactly_the_right_versions(
