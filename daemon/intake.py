@@ -90,12 +90,6 @@ class Intake:
         self._look(group)
         return self._pause()
 
-    def look(self, group: Group) -> Finding:
-        """Look now and record what is found. Safe in several threads and processes: the same pins are one version."""
-        finding = look(self._store, self._layout, group, now=datetime.now(UTC))
-        self._record(group, finding)
-        return finding
-
     def _pause(self) -> float:
         return max(0.0, min(self._looks.next_due() - self._clock(), _LONGEST_PAUSE))
 
