@@ -66,10 +66,12 @@ def test_every_command_that_answers_can_answer_in_json() -> None:
         (errors.InvalidRecipe("x"), Exit.REFUSED),
         (storage_errors.AlreadyPublished("x"), Exit.REFUSED),
         (storage_errors.AccessDenied("x"), Exit.REFUSED),
+        (storage_errors.InvalidName("x"), Exit.USAGE),
         (errors.Unavailable("x"), Exit.UNAVAILABLE),
         (storage_errors.StorageUnavailable("x"), Exit.UNAVAILABLE),
         (Failed("x"), Exit.FAILED),
         (RuntimeError("x"), Exit.FAILED),
+        (ValueError("a bug of ours"), Exit.FAILED),
         (KeyboardInterrupt(), Exit.INTERRUPTED),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_healthy_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (tmp_path / "drops/readme").write_text("hello")
     found = findings(capsys, "doctor", "--only", "storage", code=Exit.OK)
     said = " ".join(one["what"] for one in found)
-    assert "1 model folders" in said
+    assert "folders of models: 1" in said
     assert "readme can be read" in said
     assert "is refused when the key is there" in said
     assert list((tmp_path / "drops").rglob("doctor*")) == []

@@ -60,9 +60,13 @@ def code_of(error: BaseException) -> Exit:
         case FileNotFoundError() | LookupError():
             return Exit.NOT_FOUND
     status = getattr(error, "status", None)
-    return {404: Exit.NOT_FOUND, 409: Exit.REFUSED, 412: Exit.REFUSED, 422: Exit.REFUSED, 503: Exit.UNAVAILABLE}.get(
-        status if isinstance(status, int) else 0, Exit.FAILED
-    )
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    # A rule about a value that the user gave: a name, a URL, a broker without a password.
+    return Exit.USAGE if isinstance(error, ValueError) and is_expected(error) else Exit.FAILED
+
+
+_BY_STATUS = {404: Exit.NOT_FOUND, 409: Exit.REFUSED, 412: Exit.REFUSED, 422: Exit.REFUSED, 503: Exit.UNAVAILABLE}
 
 
 def is_expected(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ def check(run: Session) -> Iterator[Finding]:
     source = settings.open_source()
     entries = list(source.entries(f"{settings.prefix.strip('/')}/" if settings.prefix.strip("/") else ""))
     models = sorted(entry.key for entry in entries if entry.info is None and not entry.key.startswith("."))
-    yield Finding(PART, True, f"{source.url} can be listed: {len(models)} model folders")
+    yield Finding(PART, True, f"{source.url} can be listed; folders of models: {len(models)}")
     for entry in entries:
         if entry.info is not None:
             source.get(entry.key, end=min(1, entry.info.size))
