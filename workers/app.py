@@ -98,7 +98,7 @@ def _transport(broker: BrokerSettings, worker: WorkerSettings) -> dict[str, obje
         "unacked_key": f"{broker.channel}.unacked",
         "unacked_index_key": f"{broker.channel}.unacked_index",
         "unacked_mutex_key": f"{broker.channel}.unacked_mutex",
-        "socket_timeout": 30,
+        "socket_timeout": 5,  # a poll is answered within one second; closing waits for the answer of a dead one
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_keepalive": True,
         "health_check_interval": 25,

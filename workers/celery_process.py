@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 import tenacity
 from celery import Celery
 from celery.exceptions import SecurityWarning
+from celery.platforms import EX_UNAVAILABLE
 from celery.signals import worker_process_init, worker_process_shutdown
+from celery.worker import state as worker_state
+from celery.worker.request import Request
+from kombu.asynchronous import get_event_loop
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ACK_SECONDS = 1.0
 _PATIENCE = 0.5
 """Seconds between two tries of a broker or database that is away."""
 
@@ -41,7 +46,7 @@ def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner
     _until_there("database", lambda: _check_database(settings))
     _until_there("broker", lambda: _check_broker(app))
     process = _Process(settings, stages, owner)
-    app.task(process.run_job, name=TASK)
+    app.task(name=TASK, Request=_Request)(process.run_job)
     pooled = tuple(queues) != ("control",)
     if pooled:
         worker_process_init.connect(process.open, weak=False)
@@ -106,6 +111,26 @@ class _Process:
         """The task body."""
         assert self._worker is not None, "the pool's process was opened by worker_process_init"
         self._worker.run_job(job_id)
+
+
+class _Request(Request):  # type: ignore[misc]
+    """A message whose acknowledgement was lost fills the prefetch for ever: the consumer would hear nothing any more.
+
+    (Seen with Celery 5.7 when the broker dies while a job runs and is back before the consumer notices.)
+    """
+
+    def acknowledge(self) -> None:
+        super().acknowledge()
+        loop = get_event_loop()  # which acknowledges in its next turn
+        if loop is None:
+            self._end_when_deaf()
+        else:
+            loop.call_later(_ACK_SECONDS, self._end_when_deaf)  # type: ignore[no-untyped-call]
+
+    def _end_when_deaf(self) -> None:
+        if not self.message.acknowledged and worker_state.should_stop is None:
+            logger.warning("worker: the broker lost an acknowledgement: ending, to connect anew")
+            worker_state.should_stop = EX_UNAVAILABLE  # running jobs end first; the supervisor starts it again
 
 
 class _NoStages(Stages):
