@@ -20,12 +20,15 @@ from weighbridge.storage.errors import (
 
 @contextmanager
 def translated(root: Path, key: str | None = None) -> Iterator[None]:
-    """Raise a StorageError for every OSError within; `root` and `key` name what was asked for."""
+    """Raise a StorageError for every OSError within; `root` and `key` name what was asked for.
+
+    One without a number is no file's: a caller's own error (a registry that is away is a ConnectionError) passes.
+    """
     try:
         yield
-    except StorageError:
-        raise
     except OSError as error:
+        if isinstance(error, StorageError) or error.errno is None:
+            raise
         raise of_os_error(error, root, key) from error
 
 

@@ -124,6 +124,18 @@ def test_a_full_disk_says_so_and_nothing_half_is_used(cache: BlobCache, monkeypa
     assert cache.ensure(DIGEST, lambda start: io.BytesIO(DATA[start:])).read_bytes() == DATA
 
 
+def test_what_the_opener_raises_comes_as_it_is(cache: BlobCache) -> None:
+    """A registry that is away is a ConnectionError: no disk of ours is at fault, and nobody may think so."""
+    away = ConnectionError("no answer from the registry")
+
+    def opener(start: int) -> IO[bytes]:
+        raise away
+
+    with pytest.raises(ConnectionError) as caught:
+        cache.ensure(DIGEST, opener)
+    assert caught.value is away
+
+
 def test_evict_keeps_what_is_needed(cache: BlobCache) -> None:
     """All other blobs and partial downloads go, and the freed bytes are told."""
     other = blake3(b"other").hexdigest()
