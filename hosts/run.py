@@ -15,6 +15,7 @@ import uvloop
 from pydantic import SecretStr
 
 from weighbridge.hosts.agent import Agent
+from weighbridge.hosts.children import ChildProgram
 from weighbridge.hosts.front import Front, listening
 from weighbridge.hosts.identity import HostFolder, HostFolderBroken, HostFolderInUse
 from weighbridge.hosts.membership import Fenced, Refused
@@ -43,13 +44,13 @@ class RunSettings(Protocol):
     def host_settings(self) -> HostSettings: ...
 
 
-def run(settings: RunSettings) -> int:
+def run(settings: RunSettings, *, program: ChildProgram = ChildProgram()) -> int:  # noqa: B008  it is frozen
     """Run until SIGTERM or SIGINT: 0; 1 when fenced by a newer process, refused, or the folder or port is not free."""
     host = settings.host_settings
     try:
         folder = HostFolder(host.data)
         with folder.locked(), _bound(host) as sock:
-            uvloop.run(_serve(settings, host, folder, sock))
+            uvloop.run(_serve(settings, host, folder, sock, program))
     except (Fenced, Refused, HostFolderInUse, HostFolderBroken, CannotListen) as exc:
         log.error("%s", exc)
         return 1
@@ -69,7 +70,9 @@ def _bound(host: HostSettings) -> Iterator[socket.socket]:
         yield sock
 
 
-async def _serve(settings: RunSettings, host: HostSettings, folder: HostFolder, sock: socket.socket) -> None:
+async def _serve(
+    settings: RunSettings, host: HostSettings, folder: HostFolder, sock: socket.socket, program: ChildProgram
+) -> None:
     port = sock.getsockname()[1]
     name = host.name or platform.node()
     url = host.url or f"http://{f'[{host.address}]' if ':' in host.address else host.address}:{port}"
@@ -78,7 +81,8 @@ async def _serve(settings: RunSettings, host: HostSettings, folder: HostFolder, 
     def open_client(token: str | None) -> Client:
         return Client(settings.registry_url, token or _plain(settings.registry.token))
 
-    agent = asyncio.create_task(Agent(folder, host, slots, open_client, name=name, url=url).run())
+    holder = Agent(folder, host, slots, open_client, name=name, url=url, program=program)
+    agent = asyncio.create_task(holder.run())
     try:
         # The face goes first at the end: what is in flight is answered before the engines go.
         async with listening(Front(slots, host), sock, drain=host.drain_seconds):
