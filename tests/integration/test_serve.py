@@ -146,8 +146,8 @@ def test_it_waits_for_its_database(tmp_path: Path, caplog: pytest.LogCaptureFixt
             folder.mkdir()
             with Client(server.url) as client:
                 assert client.status().models == 0
-        with serving(f"sqlite:///{tmp_path / 'never' / 'registry.db'}") as server:
-            said.clear()
+        said.clear()
+        with serving(f"sqlite:///{tmp_path / 'never' / 'registry.db'}"):
             assert said.wait(10)
     finally:
         serve.logger.removeHandler(handler)
