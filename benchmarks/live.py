@@ -132,6 +132,18 @@ def show(title: str, drops: list[Drop]) -> None:
     print(f"{'both answer over HTTP':<24}{cuts[49]:>8.2f}{cuts[94]:>8.2f}{max(live):>8.2f}", flush=True)
 
 
+def measure(folder: Path, lanes: list[str], drops: int, gap: float) -> None:
+    with (
+        stage.folder_bucket(folder / "drops") as bucket,
+        stage.up(bucket, folder / "data", seconds=1800) as where,
+        Client(where["registry"]) as client,
+    ):
+        bench = Bench(client, where["hosts"], Path(where["folder"]))
+        bench.prepare()
+        for lane in lanes:
+            show(lane, list(bench.lane(LANES[lane], drops, gap)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drops", type=int, default=20)
@@ -139,13 +151,7 @@ def main() -> None:
     parser.add_argument("--lane", choices=[*LANES], action="append", help="default: each in turn")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wb-") as place:
-        folder = Path(place)
-        with stage.folder_bucket(folder / "drops") as bucket, stage.up(bucket, folder / "data", seconds=1800) as where:
-            with Client(where["registry"]) as client:
-                bench = Bench(client, where["hosts"], Path(where["folder"]))
-                bench.prepare()
-                for lane in options.lane or LANES:
-                    show(lane, list(bench.lane(LANES[lane], options.drops, options.gap)))
+        measure(Path(place), options.lane or list(LANES), options.drops, options.gap)
 
 
 if __name__ == "__main__":
