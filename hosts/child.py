@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--engine", required=True, help="module:function that loads an artifact")
     parser.add_argument("--preload", default="", help="module:function to call while still a spare")
     parser.add_argument("--body-limit", type=int, required=True, help="bytes a body may decompress to")
+    parser.add_argument("--batch", type=int, default=1, help="rows of waiting requests to compute as one")
     arguments = parser.parse_args()
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
@@ -60,7 +61,7 @@ def _runner(arguments: argparse.Namespace, background: Background) -> Runner:
 
     if arguments.preload:
         _named(arguments.preload)()
-    return Runner(_named(arguments.engine), background, body_limit=arguments.body_limit)
+    return Runner(_named(arguments.engine), background, body_limit=arguments.body_limit, batch=arguments.batch)
 
 
 def _named(reference: str) -> Callable[..., Any]:

@@ -159,7 +159,7 @@ def _spawn(fd: int, settings: HostSettings, program: ChildProgram) -> subprocess
     """
     command = [sys.executable, "-m", "weighbridge.hosts.child", "--fd", str(fd)]
     command += ["--engine", program.engine, "--body-limit", str(settings.max_body_bytes)]
-    command += ["--preload", program.preload]
+    command += ["--batch", str(settings.batch), "--preload", program.preload]
     return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=_environment(settings, program))
 
 

@@ -66,6 +66,15 @@ def read(sock: socket.socket) -> Frame | None:
     return Frame(kind, id, orjson.loads(text), body)
 
 
+def readable(sock: socket.socket) -> bool:
+    """Whether a frame has begun to arrive, or the end has."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _fill(sock: socket.socket, view: memoryview) -> bool:
     while view.nbytes:
         count = sock.recv_into(view)

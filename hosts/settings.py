@@ -35,6 +35,11 @@ class HostSettings(BaseModel):
         default=60.0, gt=0, description="An engine child that has work and is silent for this long is replaced (s)."
     )
     queue: int = Field(default=512, ge=1, description="Most requests that may wait for one version; then 503.")
+    batch: int = Field(
+        default=1,
+        ge=1,
+        description="Most rows of waiting requests that are computed as one; above 1 last bits may depend on the load.",
+    )
     warm_up: int = Field(default=10, ge=1, description="Requests a version answers for itself before it may go live.")
     max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body (bytes).")
     factories: tuple[str, ...] = Field(

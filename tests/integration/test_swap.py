@@ -278,6 +278,30 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
     run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 1, "hang_seconds": 0.5}))
 
 
+def test_requests_that_wait_are_computed_as_one(tmp_path: Path) -> None:
+    """Each gets its own rows or its own fault: other shapes, too many rows, wrong names and no rows among them."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("2")
+        slow = asyncio.create_task(infer(http, SLOW))
+        await until(lambda: live(host).in_flight)
+        asked = [[1.0], [2.0], [3.0, 4.0], [5.0], [6.0, 7.0]]
+        fine = [asyncio.create_task(infer(http, *data)) for data in asked]
+        wrong = {"name": "nonsense", "shape": [1, 1], "datatype": "FP32", "data": [1]}
+        rows = {"name": "x", "shape": [9, 1], "datatype": "FP32", "data": list(range(9))}
+        bad, many = (
+            asyncio.create_task(http.post("/v2/models/scale/infer", json={"inputs": [tensor]}))
+            for tensor in (wrong, rows)
+        )
+        await until(lambda: live(host).in_flight == 8)
+        assert [(await task).json()["outputs"][0]["data"] for task in fine] == [[2 * x for x in row] for row in asked]
+        assert (await bad).status_code == 400
+        assert (await many).json()["outputs"][0]["shape"] == [9, 1]
+        assert (await slow).status_code == 200
+
+    run(body, tmp_path, FAKE.model_copy(update={"batch": 8}))
+
+
 def test_a_queue_that_is_full_refuses_at_once(tmp_path: Path) -> None:
     """Beyond `queue` waiting requests the answer is 503 and not a longer wait."""
 

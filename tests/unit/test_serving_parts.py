@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fixtures.fake_engine import FakeSession
 from fixtures.serving import fake_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weighbridge.hosts import frames
+from weighbridge.engines.manifest import Manifest
+from weighbridge.hosts import batching, frames
 from weighbridge.hosts.errors import ModelNotFound, NotReady, VersionNotLoaded
 from weighbridge.hosts.frames import Frame, Kind, Parser
 from weighbridge.hosts.front import Target, parse_target
@@ -88,6 +91,25 @@ def test_an_interval_holds_what_happened_since_the_last_one() -> None:
     assert (second.requests, second.errors, sum(second.counts)) == (1, 0, 1)
     assert second.latency_sum == pytest.approx(0.002)
     assert seen.requests == 4
+
+
+def test_what_fits_together_is_batched() -> None:
+    """Same names, datatypes and row shapes, up to the limit; what has no rows of its own stays alone."""
+    one, two = np.ones((1, 3), np.float32), np.full((2, 3), 2, np.float32)
+    asked = [{"x": one}, {"x": two}, {"x": one.astype(np.float64)}, {"x": one[:0]}, {"x": one[:, :2]}, {"x": two}]
+    assert sorted(batching.groups(asked, 4)) == [[0, 1], [2], [3], [4], [5]]
+    assert sorted(batching.groups([{"x": one, "y": two}, {"x": one, "y": one}], 4)) == [[0], [1]]
+
+
+def test_a_batch_gives_each_its_rows() -> None:
+    """And a program that does not keep rows apart is refused."""
+    session = FakeSession(Manifest.model_construct(inputs=(), outputs=()), 3.0)
+    asked = [{"x": np.full((rows, 2), rows, np.float32)} for rows in (1, 3, 2)]
+    for inputs, outputs in zip(asked, batching.infer(session, asked), strict=True):
+        np.testing.assert_array_equal(outputs["y"], inputs["x"] * 3)
+    session.infer = lambda inputs: {"y": inputs["x"][:1]}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="cannot be batched"):
+        batching.infer(session, asked)
 
 
 @given(st.floats(0, 200))
