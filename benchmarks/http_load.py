@@ -127,10 +127,13 @@ async def open_loop(address: str, request: bytes, rate: float, seconds: float) -
     waiting: set[asyncio.Task[None]] = set()
 
     async def one(due: float) -> None:
-        connection = free.pop() if free else await connect(address)
-        status = await connection.ask(request)
+        try:
+            connection = free.pop() if free else await connect(address)
+            status = await connection.ask(request)
+        except (OSError, RuntimeError):  # refused, or closed while it was free
+            status = b"refused"
         results.add(due, status)
-        if status != b"lost":
+        if status not in (b"lost", b"refused"):
             free.append(connection)
 
     began, stopped = time.perf_counter(), asyncio.Event()

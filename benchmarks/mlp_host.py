@@ -93,8 +93,8 @@ def memory(slots: Slots) -> dict[str, float]:
     return {"front": own, "live": own + (sizes[live.pid] if live else 0), "all": own + sum(sizes.values())}
 
 
-async def serve(folder: Path, swaps: int) -> None:
-    slots, settings = Slots(), HostSettings()
+async def serve(folder: Path, swaps: int, batch: int) -> None:
+    slots, settings = Slots(), HostSettings(batch=batch)
     swapper = Swapper(slots, settings)
     sock = socket.create_server(("127.0.0.1", 0))
     async with listening(Front(slots, settings), sock):
@@ -132,11 +132,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--build", action="store_true", help="only write the artifacts")
     parser.add_argument("--swaps", type=int, default=0, help="swap this often after a byte on standard input")
+    parser.add_argument("--batch", type=int, default=1, help="host.batch: rows of waiting requests computed as one")
     options = parser.parse_args()
     if options.build:
         build(options.data, 3)
     else:
-        uvloop.run(serve(options.data, options.swaps))
+        uvloop.run(serve(options.data, options.swaps, options.batch))
 
 
 if __name__ == "__main__":

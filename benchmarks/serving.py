@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ ELSEWHERE = {  # requests/s, p50, p95, p99 at 8 connections; p50, p99 at 1; MB l
 
 
 @contextmanager
-def weighbridge(folder: Path) -> Iterator[dict[str, Any]]:
+def weighbridge(folder: Path, batch: int) -> Iterator[dict[str, Any]]:
     """Our host with the MLP live."""
     host = subprocess.Popen(
-        [sys.executable, str(HERE / "mlp_host.py"), "--data", str(folder)],
+        [sys.executable, str(HERE / "mlp_host.py"), "--data", str(folder), "--batch", str(batch)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert host.stdout is not None
     try:
-        yield {"name": "Weighbridge", **json.loads(host.stdout.readline())}
+        yield {
+            "name": f"Weighbridge, batch {batch}" if batch > 1 else "Weighbridge",
+            **json.loads(host.stdout.readline()),
+        }
     finally:
         host.communicate()
 
@@ -96,16 +100,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         subprocess.run([sys.executable, str(HERE / "mlp_host.py"), "--data", folder, "--build"], check=True)
-        contexts = [weighbridge(data)] + ([mlserver(options.peer_python)] if options.peer_python else [])
-        rows = []
-        for context in contexts:  # one server at a time: two cores
-            with context as server:
-                runs = {
-                    count: [measure(server, data / "body.json", count, options.seconds) for _ in range(options.rounds)]
-                    for count in (8, 1)
-                }
-                rows.append((server["name"], row(server, runs[8], runs[1])))
-    print(f"MLP 784-512-512-10 float32, JSON, one torch thread; median of {options.rounds} x {options.seconds:g} s\n")
+        with ExitStack() as running:
+            servers = [running.enter_context(weighbridge(data, batch)) for batch in (1, 8)]
+            if options.peer_python:
+                servers.append(running.enter_context(mlserver(options.peer_python)))
+            rounds = [  # in turns, so that whatever else the machine does hits all of them
+                [
+                    [measure(server, data / "body.json", count, options.seconds) for count in (8, 1)]
+                    for server in servers
+                ]
+                for _ in range(options.rounds)
+            ]
+        rows = [
+            (server["name"], row(server, *([turn[number][which] for turn in rounds] for which in (0, 1))))
+            for number, server in enumerate(servers)
+        ]
+    print(f"MLP 784-512-512-10 float32, JSON, one torch thread; median of {options.rounds} x {options.seconds:g} s")
+    print(f"load average {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} processors\n")
     print("| server | requests/s, 8 connections | p50 / p95 / p99 ms | p50 / p99 ms, 1 connection | loaded, MB |")
     print("|---|---|---|---|---|")
     for name, values in [*rows, *ELSEWHERE.items()]:

@@ -67,8 +67,10 @@ def swap_under_load(data: Path, swaps: int, rate: float) -> tuple[dict[str, Any]
     load = start_load(url, body, rate, 3600)
     host.stdin.write("g")
     host.stdin.flush()
-    events = [json.loads(host.stdout.readline()) for _ in range(swaps)]
-    load.send_signal(2)
+    try:
+        events = [json.loads(host.stdout.readline()) for _ in range(swaps)]
+    finally:
+        load.send_signal(2)
     swapping = result(load)
     swapping["watcher"] = watcher.worst
     swapping["latencies"] = json.loads((data / "latencies.json").read_text())
