@@ -112,7 +112,7 @@ def test_a_broker_that_comes_back_empty(
     sweep(database, sender, 0)  # nobody hears
     running = start_worker(database.url_safe, broker)
     valkey.start()
-    until("all are ready", lambda: all_ready(database, sender, len(names)))
+    until("all are ready", lambda: all_ready(database, sender, len(names)), 60)
     valkey.kill()
     valkey.start()
     new_versions(database, "late")
