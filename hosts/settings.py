@@ -25,7 +25,9 @@ class HostSettings(BaseModel):
     report_seconds: float = Field(
         default=5.0, gt=0, description="How often statistics are reported without a change (s)."
     )
-    keep_previous: bool = Field(default=True, description="Keep the last version loaded for instant rollback.")
+    keep_previous: bool = Field(
+        default=True, description="Keep the last version loaded for instant rollback while memory allows."
+    )
     drain_seconds: float = Field(
         default=30.0, ge=0, description="Longest wait for requests of a version that goes (s)."
     )
