@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import socket
 import sys
@@ -137,6 +138,8 @@ def main() -> None:
     if options.build:
         build(options.data, 3)
     else:
+        gc.collect()
+        gc.freeze()  # as hosts.run does
         uvloop.run(serve(options.data, options.swaps, options.batch))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import platform
 import signal
@@ -47,6 +48,8 @@ class RunSettings(Protocol):
 def run(settings: RunSettings, *, program: ChildProgram = ChildProgram()) -> int:  # noqa: B008  it is frozen
     """Run until SIGTERM or SIGINT: 0; 1 when fenced by a newer process, refused, or the folder or port is not free."""
     host = settings.host_settings
+    gc.collect()
+    gc.freeze()  # a full collection would walk over every import for 10 ms and more, in the middle of requests
     try:
         folder = HostFolder(host.data)
         with folder.locked(), _bound(host) as sock:
