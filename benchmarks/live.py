@@ -1,6 +1,6 @@
 """How long from a complete object to answers from every host, and where the time goes: `weighbridge up`, two hosts.
 
-    python benchmarks/live.py [--drops 20] [--gap 5]
+    python benchmarks/live.py [--drops 20] [--gap 8]
 
 A small checkpoint is renamed into the watched folder: that is complete. Live is the moment at which both hosts answer
 an HTTP inference request from the new version, asked every 10 ms. The phases between are the registry's own times. The
@@ -147,7 +147,7 @@ def measure(folder: Path, lanes: list[str], drops: int, gap: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drops", type=int, default=20)
-    parser.add_argument("--gap", type=float, default=5.0, help="seconds between two drops")
+    parser.add_argument("--gap", type=float, default=8.0, help="seconds between two drops")
     parser.add_argument("--lane", choices=[*LANES], action="append", help="default: each in turn")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wb-") as place:
