@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=8.0, help="seconds between two drops")
     parser.add_argument("--lane", choices=[*LANES], action="append", help="default: each in turn")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # ends `up` too
     with tempfile.TemporaryDirectory(prefix="wb-") as place:
         measure(Path(place), options.lane or list(LANES), options.drops, options.gap)
 
