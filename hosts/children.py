@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from weighbridge.engines.errors import GoldenMismatch
 from weighbridge.hosts import frames
 from weighbridge.hosts.errors import ChildDied, DeadlineExceeded, GoldenFailed, LoadFailed
 from weighbridge.hosts.frames import Frame, Kind
+from weighbridge.hosts.nursery import PID_BYTES
 from weighbridge.hosts.settings import HostSettings
 
 INHERITED = (
@@ -61,7 +65,7 @@ class _Link(asyncio.Protocol):
 class Child:
     """One engine child. `died` is called once, with this child, if it ends without having been asked to."""
 
-    def __init__(self, process: subprocess.Popen[bytes], transport: asyncio.WriteTransport, link: _Link) -> None:
+    def __init__(self, process: Forked, transport: asyncio.WriteTransport, link: _Link) -> None:
         self._process, self._transport, self._link = process, transport, link
         self._next_id = 0
         self._ending = False
@@ -69,26 +73,24 @@ class Child:
         link.lost.add_done_callback(self._on_lost)
 
     @classmethod
-    async def start(cls, settings: HostSettings, program: ChildProgram) -> Child:
-        """Start a spare and wait until its engine is imported. Raises LoadFailed."""
+    async def start(cls, nursery: Nursery) -> Child:
+        """Fork a spare and wait until it answers. Raises LoadFailed."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = _spawn(theirs.fileno(), settings, program)
         try:
+            with theirs:
+                process = await nursery.fork(theirs)
             transport, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=ours)
         except BaseException:
-            ours.close()
-            process.kill()
-            process.wait()
+            ours.close()  # which ends the child, if there is one
             raise
         child = cls(process, transport, link)
         try:
-            await child.ask(Kind.PING, {}, timeout=settings.load_seconds)
+            await child.ask(Kind.PING, {}, timeout=nursery.patience)
         except BaseException as exc:
             child.kill()
             await child.end()
             if isinstance(exc, ChildDied | DeadlineExceeded):
-                raise LoadFailed(f"an engine child with {program.engine} did not start: {exc}") from exc
+                raise LoadFailed(f"an engine child did not start: {exc}") from exc
             raise
         return child
 
@@ -144,41 +146,121 @@ class Child:
 
     def kill(self) -> None:
         """End the child now. It counts as a death unless `end` was called before."""
-        if self._process.poll() is None:
-            self._process.kill()
+        self._process.kill()
 
     def _on_lost(self, _: object) -> None:
         if not self._ending and self.died is not None:
             self.died(self)
 
 
-def _spawn(fd: int, settings: HostSettings, program: ChildProgram) -> subprocess.Popen[bytes]:
-    """Not through the event loop: its fork stops the front for 3 ms, this vfork for 0.4.
+class Forked:
+    """A process that is another's child. Held by a pidfd, so that its id can never come to mean another process."""
 
-    Call it in the loop's own thread: the child dies with the thread that started it.
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it has ended. Raises subprocess.TimeoutExpired."""
+        if not select.select([self._fd], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+
+    def kill(self) -> None:
+        """Kill it; one that has ended is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._fd)
+
+
+class Nursery:
+    """The process that has imported everything and forks children. Started at the first need, again if it died.
+
+    Its children outlive it. Use it in the loop's own thread: it dies with the thread that started it.
     """
-    command = [sys.executable, "-m", "weighbridge.hosts.child", "--fd", str(fd)]
-    command += ["--engine", program.engine, "--body-limit", str(settings.max_body_bytes)]
-    command += ["--batch", str(settings.batch), "--preload", program.preload]
-    return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=_environment(settings, program))
 
+    def __init__(self, settings: HostSettings, program: ChildProgram) -> None:
+        self._settings, self._program = settings, program
+        self._process: subprocess.Popen[bytes] | None = None
+        self._orders: socket.socket | None = None
+        self._lock = asyncio.Lock()
 
-def _environment(settings: HostSettings, program: ChildProgram) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return {"OMP_NUM_THREADS": str(settings.threads), **inherited, **program.environment}
+    @property
+    def patience(self) -> float:
+        """Seconds that starting a child may take."""
+        return self._settings.load_seconds
+
+    async def fork(self, theirs: socket.socket) -> Forked:
+        """Make a child that owns a copy of this end of a socket pair. Raises LoadFailed."""
+        async with self._lock:
+            for _ in range(2):  # the first order may find a nursery that was killed
+                self._ensure()
+                try:
+                    answer = await asyncio.to_thread(self._order, theirs)
+                except asyncio.CancelledError:
+                    self._end()  # its answer would be taken for the next order's
+                    raise
+                if len(answer) == PID_BYTES:
+                    with contextlib.suppress(ProcessLookupError):
+                        return Forked(int.from_bytes(answer, "little"))
+                self._end()
+        raise LoadFailed(f"an engine child with {self._program.engine} did not start: see the host's log")
+
+    async def close(self) -> None:
+        async with self._lock:
+            self._end()
+
+    def _ensure(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._end()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = self._spawn(theirs.fileno())
+        ours.settimeout(self.patience)
+        self._orders = ours
+
+    def _order(self, theirs: socket.socket) -> bytes:
+        """The answer, shorter than a process id when the nursery is gone or hangs."""
+        assert self._orders is not None
+        try:
+            socket.send_fds(self._orders, [b"f"], [theirs.fileno()])
+            return self._orders.recv(PID_BYTES)
+        except OSError:
+            return b""
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._orders is not None:
+            self._orders.close()
+        self._process = self._orders = None
+
+    def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
+        """Not through the event loop: its fork stops the front for 3 ms, this vfork for 0.4."""
+        program, settings = self._program, self._settings
+        command = [sys.executable, "-m", "weighbridge.hosts.nursery", "--fd", str(fd), "--engine", program.engine]
+        command += ["--body-limit", str(settings.max_body_bytes), "--batch", str(settings.batch)]
+        command += ["--preload", program.preload]
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        environment = {"OMP_NUM_THREADS": str(settings.threads), **inherited, **program.environment}
+        return subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env=environment)
 
 
 class Spares:
     """Keeps one warm spare: `take` hands it out, `refill` starts the next one in the background."""
 
     def __init__(self, settings: HostSettings, program: ChildProgram) -> None:
-        self._settings, self._program = settings, program
+        self._nursery = Nursery(settings, program)
         self._starting: list[asyncio.Task[Child]] = []
 
     def refill(self) -> None:
         """Start a spare unless one is there or on its way."""
         if not self._starting:
-            self._starting.append(asyncio.create_task(Child.start(self._settings, self._program), name="spare"))
+            self._starting.append(asyncio.create_task(Child.start(self._nursery), name="spare"))
 
     async def take(self) -> Child:
         """A spare that is alive, at once when one is warm. Raises LoadFailed."""
@@ -202,3 +284,4 @@ class Spares:
             if isinstance(child, Child):
                 await child.end()
         self._starting.clear()
+        await self._nursery.close()

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from fixtures.api import Api, assign, sqlite_only
 from fixtures.hosting import InThread, Wire, artifact_of, become, give, live, put_version, until
+from fixtures.serving import engine_children
 
 from weighbridge.hosts.identity import HostFolder, HostFolderInUse
 from weighbridge.hosts.membership import Fenced, Refused
@@ -43,10 +43,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def versions(slots: Slots) -> set[str]:
     return {slot.spec.version for slot in slots}
-
-
-def engine_children() -> set[int]:
-    return {child.pid for child in psutil.Process().children() if "weighbridge.hosts.child" in child.cmdline()}
 
 
 def test_a_rollback_pulls_and_loads_nothing(api: Api, start: Start) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from fixtures.serving import FAKE, Host, fake_spec, serving_host
+from fixtures.serving import FAKE, Host, engine_children, fake_spec, serving_host
 
 from weighbridge.hosts.errors import LoadFailed, ModelNotFound, NotReady
 from weighbridge.hosts.router import Slot, State
@@ -33,11 +33,6 @@ def run(test: Callable[[Host, httpx.AsyncClient], Awaitable[None]], blobs: Path,
 async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
     body = {"inputs": [{"name": "x", "shape": [1, len(data)], "datatype": "FP32", "data": data}]}
     return await http.post("/v2/models/scale/infer", json=body)
-
-
-def engine_children() -> set[int]:
-    """This process's engine children, spares too."""
-    return {child.pid for child in psutil.Process().children() if "weighbridge.hosts.child" in child.cmdline()}
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
@@ -350,9 +345,10 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys; sys.path.insert(0, sys.argv[1])\n"
         "from fixtures.serving import FAKE, FAKE_PROGRAM\n"
-        "from weighbridge.hosts.children import Child\n"
+        "from weighbridge.hosts.children import Child, Nursery\n"
         "async def main():\n"
-        "    child = await Child.start(FAKE, FAKE_PROGRAM); print(child.pid, flush=True); await asyncio.sleep(60)\n"
+        "    child = await Child.start(Nursery(FAKE, FAKE_PROGRAM))\n"
+        "    print(child.pid, flush=True); await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
 
