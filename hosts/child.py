@@ -9,6 +9,7 @@ It holds no token and opens nothing but its blobs; it ends when its host does, n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -27,10 +28,12 @@ def serve(fd: int, load: Callable[..., Any], host: int, *, body_limit: int, batc
     runner = Runner(load, background, body_limit=body_limit, batch=batch)
 
     def answer() -> None:
-        with socket.socket(fileno=fd) as sock:
-            runner.serve(sock)
-        yield_processor()  # giving back the memory takes milliseconds too
-        os._exit(0)  # nothing to save: skip the interpreter's slow end
+        try:
+            with contextlib.suppress(ConnectionError), socket.socket(fileno=fd) as sock:
+                runner.serve(sock)  # a host that is killed resets the connection if it left an answer unread
+        finally:  # without this thread the process is of no use, whatever ended it
+            yield_processor()  # giving back the memory takes milliseconds too
+            os._exit(0)  # nothing to save: skip the interpreter's slow end
 
     def watch() -> None:
         select.select([host], [], [])
