@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,29 @@ def validate(
     """
     try:
         contents = checkpoint.read(source, task.path, task.files, blobs, progress)
+        outcome = _weigh(task, contents, blobs, cache)
+        _prove_unchanged(source, task.files)
     except checkpoint.Unsafe as wrong:
         return Outcome.quarantined(str(wrong), {"evidence": _evidence()})
     except (PreconditionFailed, ObjectNotFound) as gone:
         return Outcome.superseded(f"the content changed while it was validated: {gone}")
+    return outcome
+
+
+def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:
+    """Raise PreconditionFailed when a file is no longer what was pinned: the newer content is another version.
+
+    A stream that an object store began before the change ends with the old bytes, and tells nobody. A file that was
+    removed meanwhile is no change: its bytes are safe by now.
+    """
+    for ref in files:
+        if ref.size:
+            with suppress(ObjectNotFound):
+                source.get(ref.key, end=1, if_match=ref)
+
+
+def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath) -> Outcome:
+    """The verdict on bytes that are whole and kept."""
     facts = _facts(contents)
     if bad := [one for one in contents.stats if one.nonfinite]:
         facts["evidence"] = _evidence("bytes")

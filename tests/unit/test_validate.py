@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from weighbridge.engines.manifest import Manifest
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.pins import pin
 from weighbridge.storage.published import Published, PublishedFile
 from weighbridge.storage.streaming import digest_bytes
@@ -263,6 +266,35 @@ def test_a_file_that_changes_under_the_job_is_superseded(scale: Scale) -> None:
     assert scale.run(task).verdict == "superseded"
     path.unlink()
     assert scale.run(task).verdict == "superseded"
+
+
+def test_an_object_that_is_overwritten_while_its_old_bytes_are_read_is_superseded(scale: Scale) -> None:
+    """An object store ends a stream with the bytes it began with; the change is noticed all the same."""
+    store = MemoryStore("overwritten")
+    store.put("a.safetensors", save(weights(1)))
+    files = tuple(pin(info) for info in store.list())
+    task = ValidateTask("digits", 1, "a.safetensors", files, programs=scale.programs)
+
+    def again(_: int) -> None:
+        store.put("a.safetensors", save(weights(2)))
+
+    class Streaming(MemoryStore):
+        """As S3: what is open goes on to its end."""
+
+        def open(self, key: str, **limits: Any) -> IO[bytes]:
+            return io.BytesIO(store.get(key, **limits))
+
+        def get(self, key: str, **limits: Any) -> bytes:
+            return store.get(key, **limits)
+
+    run = partial(validate, task, source=Streaming("as s3"), blobs=scale.blobs, cache=scale.path)
+    assert run().verdict == "passed"
+    assert run(progress=again).verdict == "superseded"
+
+    store.put("a.safetensors", save(weights(1)))
+    task = replace(task, files=tuple(pin(info) for info in store.list()))
+    gone = partial(validate, task, source=Streaming("as s3"), blobs=scale.blobs, cache=scale.path)
+    assert gone(progress=lambda _: store.delete("a.safetensors")).verdict == "passed", "its bytes were read whole"
 
 
 def test_the_stage_runs_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
