@@ -86,7 +86,7 @@ def spec(folder: Path, version: int) -> SlotSpec:
 
 
 def memory(slots: Slots) -> dict[str, float]:
-    """Proportional set sizes, MB: the front, the live child, and all with the nursery, the spare and the previous one."""
+    """Proportional set sizes, MB: the front, the live child, all with nursery, spare and the previous one."""
     front = psutil.Process()
     sizes = {child.pid: child.memory_full_info().pss / 1e6 for child in front.children(recursive=True)}
     live = slots.find(MODEL, None).child
