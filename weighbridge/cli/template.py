@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed, needs
 
 if TYPE_CHECKING:
+    from weighbridge.engines import template as engines_template
     from weighbridge.engines.manifest import TensorSpec
     from weighbridge.registry.client import Client
     from weighbridge.registry.schemas import Template
@@ -33,7 +33,10 @@ def add(
     name: Annotated[str, typer.Argument(help="The template's name, as recipes write it.")],
     reference: Annotated[
         str,
-        typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="A function without arguments that makes the module."),
+        typer.Argument(
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="A function without arguments that makes the module; or path/to/file.py:FACTORY.",
+        ),
     ],
     inputs: Annotated[
         list[str],
@@ -74,7 +77,11 @@ def register_template(
     with needs("engine"):
         from weighbridge.engines import template
 
-    built = template.build(_make(reference), inputs, outputs)
+    return upload_template(client, name, template.build(_make(reference), inputs, outputs))
+
+
+def upload_template(client: Client, name: str, built: engines_template.Template) -> Template:
+    """Register a built template. Raises RegistryError."""
     with tempfile.TemporaryDirectory(prefix="weighbridge-template-") as folder:
         path = Path(folder) / f"{name.replace('/', '_')}.pt2"
         path.write_bytes(built.pt2)
@@ -100,15 +107,15 @@ def parse_input(text: str) -> TensorSpec:
 
 
 def _make(reference: str) -> Any:
-    """The module that `package.module:factory` makes; the working directory counts, as with `python -m`."""
-    module_name, colon, factory = reference.partition(":")
-    if not colon or not module_name or not factory:
-        raise Failed(f"{reference!r}: write PACKAGE.MODULE:FACTORY", Exit.USAGE)
+    """The module that a factory makes; the working directory counts, as with `python -m`."""
+    from weighbridge.engines.errors import LoadError
+    from weighbridge.engines.factory import load_factory
+
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(import_module(module_name), factory)()
-    except (ImportError, AttributeError) as exc:
-        raise Failed(f"{reference}: {exc}", Exit.NOT_FOUND) from exc
+        return load_factory(reference)()
+    except LoadError as exc:
+        raise Failed(str(exc), Exit.NOT_FOUND if ":" in reference else Exit.USAGE) from exc
     finally:
         sys.path.remove(str(Path.cwd()))
 
