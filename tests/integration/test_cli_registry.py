@@ -46,6 +46,7 @@ def terminal(
     return Terminal(capsys)
 
 
+@pytest.mark.slow
 def test_a_person_follows_a_checkpoint_through_the_terminal(
     house: House, digits: Digits, digits_linear: Any, terminal: Terminal, tmp_path: Path
 ) -> None:

@@ -302,6 +302,7 @@ def test_one_that_cannot_be_looked_at_holds_up_no_other(
     assert len(watched.versions()) == 2
 
 
+@pytest.mark.slow
 def test_a_hundred_at_once_seen_by_two_daemons_are_a_hundred_versions(
     database: Database, open_again: Callable[[], Database], tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def live(host: Host) -> Slot:
     return host.slots.find("scale", None)
 
 
+@pytest.mark.slow
 def test_no_request_fails_while_versions_switch(tmp_path: Path) -> None:
     """Six swaps under constant load: every answer is right for the version that it names, and all six are seen."""
 
