@@ -38,7 +38,7 @@ async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
 async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
 
 
 def live(host: Host) -> Slot:
