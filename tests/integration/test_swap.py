@@ -15,6 +15,7 @@ import psutil
 import pytest
 from fixtures.serving import FAKE, Host, engine_children, fake_spec, serving_host
 
+from weighbridge.hosts.children import Child
 from weighbridge.hosts.errors import LoadFailed, ModelNotFound, NotReady
 from weighbridge.hosts.router import Slot, State
 from weighbridge.hosts.settings import HostSettings
@@ -38,7 +39,7 @@ async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
 async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
 
 
 def live(host: Host) -> Slot:
@@ -171,18 +172,30 @@ def test_a_child_that_crashes_fails_its_request_cleanly_and_is_brought_up_again(
     run(body, tmp_path)
 
 
-def test_a_child_killed_while_idle_is_noticed(tmp_path: Path) -> None:
+def test_a_child_killed_while_idle_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to ask: the slot is UNAVAILABLE, then READY again; who asks meanwhile waits, and is answered."""
 
     async def body(host: Host, http: httpx.AsyncClient) -> None:
         await host.put_live("1")
         slot = live(host)
         assert slot.child is not None
+        spares, let_go = host.swapper._spares, asyncio.Event()
+        take = spares.take
+
+        async def held() -> Child:  # a forked spare is there too soon to see anything wait for it
+            await let_go.wait()
+            return await take()
+
+        monkeypatch.setattr(spares, "take", held)
         os.kill(slot.child.pid, signal.SIGKILL)
         await until(lambda: slot.state is State.UNAVAILABLE)
+        assert (await http.get("/v2/models/scale/ready")).status_code == 400
+        waits = asyncio.create_task(infer(http, 1))
+        await until(lambda: slot.waiting)
         with pytest.raises(NotReady):
             await host.swapper.go_live(slot)
-        assert (await infer(http, 1)).status_code == 200
+        let_go.set()
+        assert (await waits).status_code == 200
         assert slot.state is State.READY
 
     run(body, tmp_path)
