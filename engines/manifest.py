@@ -36,11 +36,28 @@ class ArtifactFile(_Frozen):
 
 
 class Program(_Frozen):
-    """What runs the weights: an operator's template (`digest` of its `.pt2`), or an allow-listed `module:factory`."""
+    """What runs the weights: a template (`digest` of its `.pt2`), an allow-listed `module:factory`, or ONNX.
 
-    kind: Literal["template", "factory"]
+    An ONNX program is the one `.onnx` file of the artifact, weights included, which a worker of ours exported: `digest`
+    is that file's, and the binding is empty. A template is an operator's, or one that a worker of ours made of it
+    (structured pruning changes shapes).
+    """
+
+    kind: Literal["template", "factory", "onnx"]
     name: str
     digest: str | None = None
+
+
+class Encoding(_Frozen):
+    """How the files stand for the program's parameters, where they do not simply hold them.
+
+    `torchao`: the flattened tensor subclasses of torchao's safetensors support; a template's `nn.Linear` are rebuilt
+    first (engines.linears). `packed`: int8 rows, int4 groups or fp8 of engines.packed, unpacked into the program's
+    dtype while loading. `semi_structured`: plain 2:4-sparse weights, of which a CUDA device makes its sparse form.
+    """
+
+    kind: Literal["torchao", "packed", "semi_structured"]
+    details: dict[str, str] = Field(default_factory=dict)
 
 
 class Golden(_Frozen):
@@ -67,12 +84,14 @@ class Manifest(_Frozen):
     outputs: tuple[TensorSpec, ...]
     golden: Golden
     engine: dict[str, str] = Field(default_factory=dict)
-    """What the engine must offer, e.g. {"name": "torch", "minimum": "2.8"}."""
+    """What the engine must offer, e.g. {"name": "torch", "minimum": "2.8"}; `name` is torch or onnxruntime."""
+    encoding: Encoding | None = None
 
     def canonical(self) -> bytes:
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        ).encode()
+        said = self.model_dump(mode="json")
+        if self.encoding is None:
+            del said["encoding"]  # what was named before there were encodings keeps its digest
+        return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @property
     def digest(self) -> str:

@@ -74,6 +74,13 @@ class CheckpointState(StrEnum):
 class Stage(StrEnum):
     VALIDATE = "validate"
     EVALUATE = "evaluate"
+    """Of a version: its original. Of a variant: against the original, on the same inputs."""
+    COMPRESS = "compress"
+    """Build a variant, or one shard of it (the job's `part`)."""
+    ASSEMBLE = "assemble"
+    """Join the shards of a variant into its artifact."""
+    BENCHMARK = "benchmark"
+    """Measure a variant on one kind of device (the job's `part`)."""
     ROLLOUT = "rollout"
     """One recorded step of a rollout."""
 
@@ -85,11 +92,30 @@ class Verdict(StrEnum):
     NEEDS_BINDING = "needs_binding"
     SUPERSEDED = "superseded"
     NOT_APPLICABLE = "not_applicable"
+    NOISY = "noisy"
+    """Measured on a busy machine: kept as invalid, never a fact, and run again."""
 
 
-QUEUES: Mapping[Stage, str] = MappingProxyType({Stage.VALIDATE: "cpu", Stage.EVALUATE: "cpu", Stage.ROLLOUT: "control"})
+QUEUES: Mapping[Stage, str] = MappingProxyType(
+    {
+        Stage.VALIDATE: "cpu",
+        Stage.EVALUATE: "cpu",
+        Stage.COMPRESS: "variants",
+        Stage.ASSEMBLE: "variants",
+        Stage.BENCHMARK: "variants",
+        Stage.ROLLOUT: "control",
+    }
+)
+"""Where a stage runs when its job names no other queue. `variants` is apart from `cpu`, so that a new checkpoint never
+waits behind a compression; jobs that need CUDA go to `gpu`, benchmarks to the queue of their kind (`kind_queue`)."""
 
-V, R = VersionStatus, RolloutStatus
+
+def kind_queue(kind: str) -> str:
+    """The queue of the workers of one kind of device: where its benchmarks go."""
+    return f"kind.{kind}"
+
+
+V, S, R = VersionStatus, VariantStatus, RolloutStatus
 TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
     {
         V.DISCOVERED: frozenset({V.READY, V.REJECTED, V.QUARANTINED, V.NEEDS_BINDING, V.SUPERSEDED}),
@@ -112,6 +138,18 @@ TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
     }
 )
 
+VARIANT_TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
+    {
+        S.PENDING: frozenset({S.READY, S.FAILED, S.NOT_APPLICABLE, S.REJECTED}),
+        # A new judgement of the version builds and judges its variants again.
+        S.READY: frozenset({S.PENDING, S.REJECTED, S.FAILED}),
+        S.FAILED: frozenset({S.PENDING}),
+        S.NOT_APPLICABLE: frozenset({S.PENDING}),
+        S.REJECTED: frozenset({S.PENDING}),
+    }
+)
+"""Apart from `TRANSITIONS`: a variant's `ready` and a version's are equal strings, and would be one key."""
+
 ACTIVE_ROLLOUT = (R.PENDING, R.RUNNING, R.HOLDING, R.PAUSED, R.ROLLING_BACK)
 """At most one of these per (model, fleet): a partial unique index holds it."""
 
@@ -120,15 +158,19 @@ class IllegalTransition(ValueError):
     """The status cannot change like that; `old` and `new` are on the error."""
 
     def __init__(self, old: StrEnum, new: StrEnum) -> None:
-        allowed = ", ".join(sorted(TRANSITIONS[old])) or "nothing: it is an end"
+        allowed = ", ".join(sorted(_allowed(old))) or "nothing: it is an end"
         super().__init__(f"{type(old).__name__} {old} cannot become {new}; allowed: {allowed}")
         self.old, self.new = old, new
 
 
 def check(old: StrEnum, new: StrEnum) -> None:
-    """Raise IllegalTransition unless `TRANSITIONS` allows old → new."""
-    if new not in TRANSITIONS[old]:
+    """Raise IllegalTransition unless the table of its kind allows old → new."""
+    if new not in _allowed(old):
         raise IllegalTransition(old, new)
+
+
+def _allowed(old: StrEnum) -> frozenset[StrEnum]:
+    return (VARIANT_TRANSITIONS if isinstance(old, VariantStatus) else TRANSITIONS)[old]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +234,76 @@ def _ended(job: JobView) -> Plan | None:
     if job.state is JobState.DONE and job.verdict in _VERDICT_STATUS:
         return Plan(_VERDICT_STATUS[job.verdict], job.reason)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class VariantJob:
+    """What `plan_variant` needs of a job of the variant's current judgement."""
+
+    stage: Stage
+    part: str
+    """A shard's number for COMPRESS (empty: the whole), a kind of device for BENCHMARK; else empty."""
+    state: JobState
+    verdict: Verdict | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPlan:
+    """The status that follows, why, and the jobs to insert as (stage, part)."""
+
+    status: VariantStatus
+    reason: str
+    jobs: tuple[tuple[Stage, str], ...] = ()
+
+
+def plan_variant(
+    status: VariantStatus,
+    reason: str,
+    *,
+    jobs: Sequence[VariantJob],
+    shards: int = 1,
+    kinds: Sequence[str] = (),
+) -> VariantPlan:
+    """Name a variant's next status and jobs from its jobs alone. Pure.
+
+    `shards` above 1: compress them side by side and assemble. `kinds`: the kinds of device to measure it on once it is
+    ready; a benchmark never changes the status. The original is ready when its version is, and is only measured.
+    """
+    if status is S.PENDING:
+        return _build(reason, jobs, shards)
+    if status is S.READY:
+        there = {job.part for job in jobs if job.stage is Stage.BENCHMARK}
+        return VariantPlan(status, reason, tuple((Stage.BENCHMARK, kind) for kind in kinds if kind not in there))
+    return VariantPlan(status, reason)
+
+
+def _build(reason: str, jobs: Sequence[VariantJob], shards: int) -> VariantPlan:
+    """Compress, assemble what was sharded, evaluate: the next of these, or the end that one of them brought."""
+    parts = [str(number) for number in range(shards)] if shards > 1 else [""]
+    steps = [[(Stage.COMPRESS, part) for part in parts]]
+    steps += [[(Stage.ASSEMBLE, "")]] if shards > 1 else []
+    steps += [[(Stage.EVALUATE, "")]]
+    by_key = {(job.stage, job.part): job for job in jobs}
+    for step in steps:
+        found = [by_key[key] for key in step if key in by_key]
+        for job in found:
+            if (ended := _variant_ended(job)) is not None:
+                return ended
+        if missing := tuple(key for key in step if key not in by_key):
+            return VariantPlan(S.PENDING, reason, missing)
+        if any(job.state is not JobState.DONE for job in found):
+            return VariantPlan(S.PENDING, reason)
+        reason = found[-1].reason
+    return VariantPlan(S.READY, reason)
+
+
+def _variant_ended(job: VariantJob) -> VariantPlan | None:
+    """What cannot be measured is no pass: an evaluation that is not applicable fails closed too."""
+    if job.state is JobState.FAILED:
+        return VariantPlan(S.FAILED, f"{job.stage} did not finish: {job.reason}")
+    if job.state is not JobState.DONE or job.verdict is Verdict.PASSED:
+        return None
+    if job.verdict is Verdict.NOT_APPLICABLE:
+        return VariantPlan(S.NOT_APPLICABLE, job.reason)
+    return VariantPlan(S.REJECTED if job.stage is Stage.EVALUATE else S.FAILED, job.reason)

@@ -130,6 +130,8 @@ class Version(SQLModel, table=True):
     recipe_id: int | None = Field(default=None, foreign_key="recipe.id")
     eval_pin: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     """The evaluation set at record time (storage.Ref as a dict), or None."""
+    train_pin: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    """The training set (`train.safetensors`) at record time: for calibration and recovery; or None."""
     source_digest: str | None = Field(default=None, max_length=64)
     """BLAKE3 of the canonical list of (path, size, digest); filled by validation."""
     evidence: dict[str, Any] = _json()
@@ -158,7 +160,7 @@ class CheckpointFile(SQLModel, table=True):
 
 
 class Variant(SQLModel, table=True):
-    """One servable form of a version; `original` is made by validation."""
+    """One servable form of a version; `original` is made by validation, the others by `compress`."""
 
     __tablename__ = "variant"
     __table_args__ = (UniqueConstraint("version_id", "name"),)
@@ -168,7 +170,85 @@ class Variant(SQLModel, table=True):
     status: str = Field(default="pending", max_length=16)
     reason: str = _text()
     artifact_digest: str | None = Field(default=None, max_length=64, index=True)
+    wish: dict[str, Any] = _json()
+    """How to build it (registry.recipe.VariantWish); empty for the original."""
+    facts: dict[str, Any] = _json()
+    """What was found while building and judging it: {"ratio", "kept", "notes", "calibration", "drift_on", …}."""
+    size: int = _bytes()
+    """Bytes of its weights (every file of the artifact but program, golden and manifest)."""
     created_at: float = _time()
+
+
+class VariantTensor(SQLModel, table=True):
+    """What became of one tensor of a variant: the report that makes a silent no-op impossible."""
+
+    __tablename__ = "variant_tensor"
+    __table_args__ = (UniqueConstraint("variant_id", "judgement", "name"),)
+    id: int | None = Field(default=None, primary_key=True)
+    variant_id: int = Field(foreign_key="variant.id")
+    judgement: int = Field(default=1)
+    name: str = Field(max_length=1024)
+    action: str = Field(max_length=64)
+    """`int8 per row`, `int4 groups of 32`, `pruned 90%`, `cast to bf16`, `kept` …"""
+    reason: str = _text()
+    """Why it was kept; empty where it was changed as asked."""
+    bytes_in: int = _bytes()
+    bytes_out: int = _bytes()
+    sqnr: float | None = _time(nullable=True)
+    """Signal to quantization noise in dB; None: exact, or not comparable."""
+
+
+class Benchmark(SQLModel, table=True):
+    """One measurement of a variant on one kind of device, beside the original in the same run."""
+
+    __tablename__ = "benchmark"
+    __table_args__ = (Index("ix_benchmark_variant_kind", "variant_id", "kind"),)
+    id: int | None = Field(default=None, primary_key=True)
+    variant_id: int = Field(foreign_key="variant.id")
+    artifact_digest: str = Field(max_length=64)
+    """What was measured: a variant that was built anew needs a new measurement."""
+    kind: str = Field(max_length=64)
+    """Hardware fingerprint (engines.hardware.Hardware.kind)."""
+    hardware: dict[str, Any] = _json()
+    status: str = Field(max_length=16)
+    """valid | invalid_noisy: the latter is never a fact."""
+    reason: str = _text()
+    p50: float | None = _time(nullable=True)
+    """Seconds for one request of one row, SingleStream."""
+    p99: float | None = _time(nullable=True)
+    throughput: float | None = _time(nullable=True)
+    """Rows a second, Offline."""
+    memory: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """Peak bytes: of the device on a GPU, resident on a CPU."""
+    energy: float | None = _time(nullable=True)
+    """Joule per row above idle; None where nothing measures it."""
+    load_seconds: float | None = _time(nullable=True)
+    speedup: float | None = _time(nullable=True)
+    """The original's p50 over this one's: the median of paired ratios. 1.0 and `same` for what the spread hides."""
+    throughput_ratio: float | None = _time(nullable=True)
+    spread: float | None = _time(nullable=True)
+    """Of the A/A run, as a share: ratios within 1 ± spread are no difference."""
+    finding: str = Field(default="", max_length=16)
+    """faster | slower | same: the SingleStream latency against the original."""
+    rows: list[Any] = _json(list)
+    """schemas.BenchmarkRow: every scenario, mode, batch and concurrency that was measured."""
+    environment: dict[str, Any] = _json()
+    """Versions, threads, contention, clocks."""
+    source: str = Field(default="", max_length=255)
+    """The worker that measured it, or who imported it."""
+    measured_at: float = _time()
+
+
+class WorkerNode(SQLModel, table=True):
+    """A worker as it last said what it can do: decides where jobs that need a device can go at all."""
+
+    __tablename__ = "worker"
+    owner: str = Field(primary_key=True, max_length=255)
+    machine: str = Field(default="", max_length=255)
+    queues: list[str] = _json(list)
+    kind: str = Field(default="", max_length=64, index=True)
+    hardware: dict[str, Any] = _json()
+    seen_at: float = _time()
 
 
 class Blob(SQLModel, table=True):
@@ -269,7 +349,11 @@ class Job(SQLModel, table=True):
     subject_type: str = Field(max_length=16)
     subject_id: int
     stage: str = Field(max_length=32)
-    queue: str = Field(max_length=32)
+    part: str = Field(default="", max_length=64)
+    """Which part of the stage: a shard's number, or the kind of device to measure on."""
+    queue: str = Field(max_length=96)
+    needs: dict[str, Any] = _json()
+    """What the worker must have: {"device": "cuda", "kind": …, "memory": bytes}."""
     state: str = Field(default="queued", max_length=16)
     attempt: int = Field(default=0)
     max_attempts: int = Field(default=3)
@@ -376,10 +460,13 @@ class Rollout(SQLModel, table=True):
     """Canonical JSON of the labels that choose its hosts."""
     number: int
     """The version that is rolled out."""
-    variant: str = Field(default="original", max_length=64)
-    artifact_digest: str = Field(max_length=64)
+    variants: dict[str, Any] = _json()
+    """What each kind of host gets, chosen at the start: {kind: {"variant", "artifact", "reason"}}; the key "" is for
+    every other kind, and always there."""
     from_number: int | None = Field(default=None)
     """The champion when it started: what a roll back returns to. None: nothing served before."""
+    from_variants: dict[str, Any] = _json()
+    """What each kind of host had of `from_number`, in the same form; empty when nothing served."""
     status: str = Field(default="running", max_length=16, index=True)
     reason: str = _text()
     settings: dict[str, Any] = _json()

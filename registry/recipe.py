@@ -42,10 +42,16 @@ class ProgramWish(_Strict):
         return self
 
 
+MetricName = Literal[
+    "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "perplexity", "cosine", "retrieval_agreement"
+]
+Task = Literal["classification", "regression", "language", "embedding"]
+
+
 class Gate(_Strict):
     """A rule on a metric. `min`, `max`: bounds. `max_drop`: how much less than the champion, on one evaluation set."""
 
-    metric: Literal["accuracy", "precision", "recall", "f1"]
+    metric: MetricName
     min: float | None = None
     max: float | None = None
     max_drop: Annotated[float, Field(ge=0)] | None = None
@@ -96,6 +102,124 @@ class RolloutSettings(_Strict):
     """A host that has not the new version live after this long fails the wave."""
 
 
+class Quality(_Strict):
+    """What a variant must keep of the original, on the same inputs. What cannot be measured does not pass.
+
+    Where there is an evaluation set, `keep` decides, and the drift bounds that are given; where there is none, drift
+    on the golden or on synthetic inputs decides, by the given bounds or the defaults of the task.
+    """
+
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of the original's metric: the lower end of a paired bootstrap interval must reach it. For an error (mse,
+    mae, perplexity) the original's share of the variant's."""
+    metric: MetricName | None = None
+    """None: that of the task (accuracy, mse, perplexity, cosine)."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the one-sided bound."""
+    min_top1: Share | None = None
+    """Least share of rows (tokens) whose largest output stays the same."""
+    max_kl_mean: Annotated[float, Field(ge=0)] | None = None
+    """Most mean Kullback-Leibler divergence of the softmax of the outputs, in nats."""
+    max_kl_p99: Annotated[float, Field(ge=0)] | None = None
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Least mean cosine between the original's output vectors and the variant's."""
+
+
+class Recovery(_Strict):
+    """Fine-tune after pruning, or with quantization in the loop, on the recipe's training set. Steps of AdamW."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    batch: Annotated[int, Field(ge=1)] = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    distill: Share = 0.5
+    """Share of the loss that follows the original's outputs; the rest follows the labels."""
+    ranks: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes of one torchrun, each on its own device or share of the processors."""
+    seed: int = 0
+
+
+Method = Literal[
+    "bf16",
+    "fp16",
+    "int8-weight-only",
+    "int4-weight-only",
+    "int8-dynamic",
+    "int8-qat",
+    "fp8-weight-only",
+    "fp8-dynamic",
+    "int8-rows",
+    "int4-groups",
+    "int2-groups",
+    "fp8-tensors",
+    "prune-magnitude",
+    "prune-wanda",
+    "sparse-2-4",
+    "prune-channels",
+    "onnx",
+    "onnx-fp16",
+    "onnx-int8-dynamic",
+    "onnx-int8-static",
+    "onnx-int8-weight-only",
+    "onnx-int4-weight-only",
+]
+"""docs/variants.md says what each does. `*-rows`, `*-groups` and `*-tensors` stream: any safetensors, any size."""
+
+
+class VariantWish(_Strict):
+    """One variant to build. Written as a bare method where its defaults are right: `- onnx-int8-dynamic`."""
+
+    method: Method
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")] = ""
+    """Empty: the method."""
+    group: Annotated[int, Field(ge=2, le=65536)] = 32
+    """Weights that share a scale, where the method has groups."""
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the weights (prune-channels: of the channels) to remove."""
+    skip: tuple[str, ...] = ()
+    """Patterns of layers that stay as they are (`lm_head`, `*.0`)."""
+    calibration_rows: Annotated[int, Field(ge=1, le=65536)] = 256
+    max_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Most bytes of weights, as a share of the original's; missing it fails the variant. None: what the method
+    promises for the tensors that it can change."""
+    recover: Recovery | None = None
+    quality: Quality | None = None
+    """None: the recipe's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, given: Any) -> Any:
+        return {"method": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _named(self) -> VariantWish:
+        if not self.name:
+            object.__setattr__(self, "name", self.method)
+        if self.name == "original":
+            raise ValueError("`original` is the checkpoint itself: choose another name")
+        if self.recover is not None and not (self.method.startswith("prune-") or self.method in RECOVERABLE):
+            raise ValueError(f"recover: {self.method} has nothing to train; it is for prune-*, sparse-2-4, int8-qat")
+        return self
+
+
+RECOVERABLE = ("sparse-2-4", "int8-qat")
+NEEDS_CUDA = ("fp8-dynamic", "sparse-2-4")
+"""Methods whose result runs on CUDA only: where no worker has it, the variant is not applicable."""
+
+
+class Objective(_Strict):
+    """What the variant that a kind of host serves is chosen by, among those that passed and meet every limit."""
+
+    best: Literal["latency", "throughput", "memory", "quality"] = "latency"
+    """latency: lowest p99, SingleStream; throughput: most rows a second, Offline; memory: least peak bytes."""
+    max_p99: Annotated[float, Field(gt=0)] | None = None
+    """Seconds."""
+    min_throughput: Annotated[float, Field(gt=0)] | None = None
+    """Rows a second."""
+    max_memory: Annotated[int, Field(gt=0)] | None = None
+    """Bytes."""
+
+
 class Recipe(_Strict):
     """Everything a model's owner may wish for."""
 
@@ -104,8 +228,28 @@ class Recipe(_Strict):
     outputs: tuple[TensorWish, ...] = ()
     lane: Literal["standard", "fast"] = "standard"
     """fast: ready after validation; evaluation runs behind the rollout and can roll it back."""
+    task: Task = "classification"
+    """What the evaluation set measures."""
     gates: tuple[Gate, ...] = ()
+    variants: Annotated[tuple[VariantWish, ...], Field(max_length=32)] = ()
+    quality: Quality = Quality()
+    """For every variant that has none of its own."""
+    objective: Objective = Objective()
+    benchmark: bool | None = None
+    """Measure the original and every variant that passed, on each kind of device. None: if there are variants."""
     rollout: RolloutSettings = RolloutSettings()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Recipe:
+        names = [wish.name for wish in self.variants]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"variants: {', '.join(twice)} stands there twice; give one of them another name")
+        return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether its versions are benchmarked."""
+        return bool(self.variants) if self.benchmark is None else self.benchmark
 
 
 class Policy(_Strict):
@@ -126,6 +270,10 @@ class Policy(_Strict):
     max_error_rate: Share = 1.0
     max_lost: int | None = None
     """The most lost hosts that a recipe may allow; None: no bound."""
+    min_keep: Share = 0.0
+    """The least `quality.keep` that a recipe may ask of its variants."""
+    variants: bool = True
+    """Whether recipes may have variants built at all."""
 
 
 NO_POLICY = Policy()

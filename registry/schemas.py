@@ -78,6 +78,7 @@ class Job(Wire):
     id: int
     key: str
     stage: str
+    part: str = ""
     queue: str
     state: str
     attempt: int
@@ -90,11 +91,101 @@ class Job(Wire):
     finished_at: datetime | None = None
 
 
+class BenchmarkRow(Wire):
+    """One scenario of one mode. Times are seconds, throughput rows a second, memory bytes.
+
+    `single_stream`: one request after the other, `batch` rows each. `server`: Poisson arrivals at `rate` requests a
+    second, latency from the scheduled time. `offline`: as many rows as fit a second. `closed`: `concurrency` callers.
+    """
+
+    scenario: Literal["single_stream", "server", "offline", "closed"]
+    mode: Literal["eager", "compiled", "cuda_graph", "onnxruntime"]
+    batch: int = 1
+    concurrency: int = 1
+    rate: float | None = None
+    count: int
+    """Requests measured."""
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    mean: float
+    throughput: float
+    ratio: float | None = None
+    """The original's p50 over this one's, the median of paired ratios; offline: this throughput over the original's."""
+    finding: Literal["faster", "slower", "same", ""] = ""
+    histogram: dict[str, int] = {}
+    """Latencies by upper bound in seconds, as text."""
+
+
+class Benchmark(Wire):
+    """A variant measured on one kind of device beside the original; what models.Benchmark says of the fields."""
+
+    artifact_digest: str
+    kind: str
+    hardware: dict[str, Any] = {}
+    status: Literal["valid", "invalid_noisy"]
+    reason: str = ""
+    p50: float | None = None
+    p99: float | None = None
+    throughput: float | None = None
+    memory: int | None = None
+    energy: float | None = None
+    load_seconds: float | None = None
+    speedup: float | None = None
+    throughput_ratio: float | None = None
+    spread: float | None = None
+    finding: Literal["faster", "slower", "same", ""] = ""
+    rows: list[BenchmarkRow] = []
+    environment: dict[str, Any] = {}
+    source: str = ""
+    measured_at: datetime | None = None
+    """None: now."""
+
+
+class VariantTensor(Wire):
+    """What became of one tensor. `sqnr` in dB; None: exact, or not comparable. Sizes in bytes."""
+
+    name: str
+    action: str
+    reason: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    sqnr: float | None = None
+
+
+class Choice(Wire):
+    """Which variant hosts of one kind get of a version, and why. `front` names the Pareto front."""
+
+    kind: str
+    label: str = ""
+    """The hardware in words; empty where nobody of that kind was seen."""
+    variant: str
+    artifact: str
+    reason: str
+    front: list[str] = []
+    measured: bool = False
+
+
+class Worker(Wire):
+    """A worker as it last said what it can do."""
+
+    owner: str
+    machine: str
+    queues: list[str]
+    kind: str
+    hardware: dict[str, Any] = {}
+    seen_at: datetime
+
+
 class Variant(Wire):
     name: str
     status: str
     reason: str = ""
     artifact_digest: str | None = None
+    wish: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    size: int = 0
     metrics: list[Metric] = []
     gates: list[GateResult] = []
 
@@ -322,8 +413,10 @@ class Rollout(Wire):
     model: str
     fleet: dict[str, str] = {}
     number: int
-    variant: str
+    variants: dict[str, str] = {}
+    """The variant that each kind of host gets; the key "" is for every other kind."""
     from_number: int | None = None
+    from_variants: dict[str, str] = {}
     status: str
     reason: str = ""
     wave: int

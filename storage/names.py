@@ -9,11 +9,12 @@ from weighbridge.storage.keys import TEMPORARY
 
 RECIPE = "recipe.yaml"
 EVAL = "eval.safetensors"
+TRAIN = "train.safetensors"
 GOLDEN = "golden.safetensors"
 PUBLISHED = "weighbridge.json"
 PUBLISHING = "weighbridge-unfinished"
 """What `publish` puts into the folder first and takes out last, so that structure alone proves nothing meanwhile."""
-RESERVED = frozenset({RECIPE, EVAL, GOLDEN, PUBLISHED})
+RESERVED = frozenset({RECIPE, EVAL, TRAIN, GOLDEN, PUBLISHED})
 """Never checkpoints, wherever they lie."""
 
 SAFETENSORS = ".safetensors"
