@@ -49,7 +49,10 @@ def test_recipes_in_the_documents_are_valid(text: str) -> None:
 def test_the_complete_recipe_is_complete() -> None:
     """The reference shows every field of every part, and those that a factory needs as comments."""
     (block,) = (block.values[0] for block in blocks("yaml"))
-    for model in (recipe.Recipe, recipe.ProgramWish, recipe.Gate, recipe.RolloutSettings):
+    for model in (
+        *(recipe.Recipe, recipe.ProgramWish, recipe.Gate, recipe.RolloutSettings),
+        *(recipe.VariantWish, recipe.Recovery, recipe.Quality, recipe.Objective),
+    ):
         for name in model.model_fields:
             assert re.search(rf"\b{name}\b", str(block)), f"{model.__name__}.{name}"
     policies = (ROOT / "docs/recipe.md").read_text().partition("## Policy")[2]
