@@ -23,12 +23,33 @@ TOLERANCES: dict[str, tuple[float, float]] = {
 }
 """(rtol, atol) by the dtype that the program computes in; machines, batch sizes and thread counts differ below them."""
 _FROM_WEIGHTS = {"F64": "FP64", "F32": "FP32", "F16": "FP16", "BF16": "BF16"}
+_FROM_COMPUTED: dict[str, tuple[float, float]] = {
+    **{dtype: TOLERANCES[name] for dtype, name in _FROM_WEIGHTS.items()},
+    "I8": (3e-2, 3e-2),
+    "U8": (3e-2, 3e-2),
+    "F8_E4M3": (6e-2, 6e-2),
+}
+"""Where activations are quantized too, a difference in the last bit of float32 moves one to the next step, by 1/127 of
+the largest in its row (int8) or 1/8 of itself (fp8); over a row of 64 that is 1 or 2% of a typical output."""
 
 
 def tolerance(weight_dtypes: Sequence[str]) -> tuple[float, float]:
     """(rtol, atol) for weights of these safetensors dtypes: that of the coarsest floating one, else FP32's."""
     found = [TOLERANCES[_FROM_WEIGHTS[dtype]] for dtype in weight_dtypes if dtype in _FROM_WEIGHTS]
     return max(found, default=TOLERANCES["FP32"])
+
+
+def variant_tolerance(dtypes: Sequence[str], outputs: Mapping[str, Array]) -> tuple[float, float]:
+    """(rtol, atol) for a variant that computes in these safetensors dtypes, integers where it quantizes activations.
+
+    Coarser than float32, `atol` is a share of the outputs' root mean square: an answer near zero is as uncertain as
+    its neighbours, and outputs that are all small are not let pass.
+    """
+    rtol, atol = max((_FROM_COMPUTED[one] for one in dtypes if one in _FROM_COMPUTED), default=TOLERANCES["FP32"])
+    if rtol <= TOLERANCES["FP32"][0]:
+        return rtol, atol
+    sizes = [float(np.sqrt(np.mean(np.square(value.astype(np.float64))))) for value in outputs.values() if value.size]
+    return rtol, max(atol * max(sizes, default=1.0), TOLERANCES["FP32"][1])
 
 
 def make_reference(session: Session, n: int = 4, seed: int = 0) -> bytes:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from weighbridge.engines import datatypes, tensors
+from weighbridge.engines import datatypes, linears, tensors
 from weighbridge.engines.binding import Parameter, bind
+from weighbridge.engines.encodings import REBUILT, check_encoding, decode, sparsify
 from weighbridge.engines.errors import EngineError, InvalidInput, LoadError
 from weighbridge.engines.factory import make
 from weighbridge.engines.manifest import Manifest
@@ -43,19 +42,26 @@ class TorchEngine:
         return session
 
     def _bind(self, manifest: Manifest, blobs: BlobPath, device: str, *, native: bool) -> TorchSession:
+        check_encoding(manifest)
         module = self._program(manifest, blobs, device)
+        if manifest.encoding is not None and manifest.encoding.kind in REBUILT:
+            linears.rebuild(module)
         parameters = describe_parameters(module)
-        weights = _bound(manifest, _weights(manifest, blobs, device), parameters)
+        weights = _bound(manifest, decode(manifest, blobs, device), parameters)
         own = {name: datatypes.to_torch(datatypes.from_safetensors(its.dtype)) for name, its in parameters.items()}
         dtype = _other_dtype(weights, own) if native else None
         if dtype is None:
-            weights = {name: value.to(own[name]) for name, value in weights.items()}
+            weights = {
+                name: value if value.dtype is own[name] else value.to(own[name]) for name, value in weights.items()
+            }
         try:
             module.load_state_dict(weights, assign=True, strict=True)
         except RuntimeError as exc:
             raise LoadError(f"{manifest.program.name}: {exc}") from exc
         if dtype is not None:
             _cast_constants(module, dtype)
+        if manifest.encoding is not None and manifest.encoding.kind == "semi_structured":
+            sparsify(module, device)
         return TorchSession(module.requires_grad_(False), manifest, device, dtype)
 
     def _program(self, manifest: Manifest, blobs: BlobPath, device: str) -> nn.Module:
@@ -95,6 +101,18 @@ class TorchSession:
             }
 
     @property
+    def module(self) -> nn.Module:
+        """The bound module itself, for what makes a variant of it. Raises EngineError when closed."""
+        if self._module is None:
+            raise EngineError("the session is closed")
+        return self._module
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating dtype that inputs are cast to, where it is not the program's own."""
+        return self._dtype
+
+    @property
     def casts(self) -> bool:
         """Whether it runs in another floating dtype than the program's own."""
         return self._dtype is not None
@@ -107,23 +125,6 @@ class TorchSession:
         tensor = datatypes.array_to_tensor(array)
         floating = self._dtype is not None and tensor.is_floating_point()
         return tensor.to(self._device, self._dtype if floating else tensor.dtype)
-
-
-def _weights(manifest: Manifest, blobs: BlobPath, device: str) -> dict[str, torch.Tensor]:
-    """Every tensor of the safetensors files, mapped. One that two files hold is refused."""
-    weights: dict[str, torch.Tensor] = {}
-    for file in manifest.files:
-        if not file.path.endswith(".safetensors"):
-            continue
-        try:
-            part = load_file(blobs(file.digest), device=device)
-        except (SafetensorError, OSError) as exc:
-            raise LoadError(f"{file.path}: {exc}") from exc
-        twice = weights.keys() & part.keys()
-        if twice:
-            raise LoadError(f"{file.path}: {min(twice)} is also in another file of the checkpoint")
-        weights |= part
-    return weights
 
 
 def _bound(
