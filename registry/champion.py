@@ -1,7 +1,8 @@
 """What a fleet serves: the champion and what was before it, and the hosts that should hold it but do not yet.
 
 A rollout moves the champion when it finishes. Between rollouts `converge` brings joining hosts to what their fleet
-serves; it never touches a host that a rollout under way was given, nor a fleet whose rollout a person paused.
+serves, each kind of host to its variant; it never touches a host that a rollout under way was given, nor a fleet whose
+rollout a person paused.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func
 from sqlmodel import col, select
@@ -16,10 +18,36 @@ from sqlmodel import col, select
 from weighbridge.registry import db, events, hosts
 from weighbridge.registry.db import Session
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, VariantStatus, VersionStatus
-from weighbridge.registry.models import Alias, Assignment, Model, Rollout, Variant, Version
+from weighbridge.registry.models import Alias, Assignment, Host, Model, Rollout, Variant, Version
 from weighbridge.registry.schemas import Slot
 
 CHAMPION, PREVIOUS = "champion", "previous"
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A version, and which variant of it each kind of host gets, in the form of models.Rollout.variants."""
+
+    number: int
+    variants: Mapping[str, Mapping[str, str]]
+    pinned: bool = False
+    """A person chose the variant: no measurement replaces it."""
+
+    def slot(self, kind: str) -> Slot:
+        """What a host of this kind holds; a kind that nobody chose for gets what every other kind gets."""
+        entry = self.variants.get(kind) or self.variants[""]
+        return Slot(version=self.number, variant=entry["variant"], artifact=entry["artifact"])
+
+
+def kind(host: Host) -> str:
+    """The host's hardware fingerprint; empty: it did not say what it is."""
+    return str(host.device.get("kind") or "")
+
+
+def kinds(tx: Session, labels: Mapping[str, str]) -> set[str]:
+    """The kinds of hosts that a fleet has now."""
+    return {kind(host) for host in hosts.fleet(tx, labels)}
 
 
 def fleet_key(labels: Mapping[str, str]) -> str:
@@ -33,38 +61,81 @@ def number(tx: Session, model_id: int, alias: str = CHAMPION) -> int | None:
     return None if row is None else row.number
 
 
-def slot(tx: Session, model_id: int, version: int, variant: str = "original") -> Slot | None:
-    """The slot that serves a version; None when it is not ready or has no such artifact."""
-    row = tx.scalars(
-        select(Variant)
-        .join(Version)
-        .where(Version.model_id == model_id, Version.number == version, Version.status == VersionStatus.READY)
-        .where(Variant.name == variant, Variant.status == VariantStatus.READY)
-    ).one_or_none()
-    if row is None or row.artifact_digest is None:
+def slot(tx: Session, model_id: int, version: int, variant: str = ORIGINAL) -> Slot | None:
+    """The slot that serves one variant of a version; None when it is not ready or has no such artifact."""
+    artifact = _ready(tx, model_id, version).get(variant)
+    return None if artifact is None else Slot(version=version, variant=variant, artifact=artifact)
+
+
+def still(
+    tx: Session, model_id: int, version: int, given: Mapping[str, Any], *, pinned: bool = False
+) -> Serving | None:
+    """What was given, as far as it may be served now: the original in place of a variant that is not ready any more.
+
+    None when the version itself may not be served.
+    """
+    ready = _ready(tx, model_id, version)
+    if (artifact := ready.get(ORIGINAL)) is None:
         return None
-    return Slot(version=version, variant=variant, artifact=row.artifact_digest)
+    found = {"": {"variant": ORIGINAL, "artifact": artifact, "reason": ""}}
+    for name, entry in given.items():
+        found[name] = dict(entry)
+        if ready.get(entry["variant"]) != entry["artifact"]:
+            gone = f"{entry['variant']} may not be served any more"
+            found[name] = {"variant": ORIGINAL, "artifact": artifact, "reason": gone}
+            pinned = False
+    return Serving(version, found, pinned)
 
 
-def finished(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
-    """The version of a fleet's newest finished rollout, while it may be served."""
-    last = tx.scalars(
+def _ready(tx: Session, model_id: int, version: int) -> dict[str, str]:
+    """The artifacts of a ready version's ready variants, by their names."""
+    rows = tx.execute(
+        select(col(Variant.name), col(Variant.artifact_digest))
+        .join(Version, col(Version.id) == col(Variant.version_id))
+        .where(Version.model_id == model_id, Version.number == version, Version.status == VersionStatus.READY)
+        .where(Variant.status == VariantStatus.READY, col(Variant.artifact_digest).is_not(None))
+    )
+    return {name: artifact for name, artifact in rows if artifact is not None}
+
+
+def finished(tx: Session, model_id: int, fleet: Mapping[str, str], version: int | None = None) -> Serving | None:
+    """What a fleet's newest finished rollout (of that version) gave it, while it may be served."""
+    query = (
         select(Rollout)
         .where(Rollout.model_id == model_id, Rollout.fleet == fleet_key(fleet))
         .where(Rollout.status == RolloutStatus.FINISHED)
         .order_by(col(Rollout.finished_at).desc(), col(Rollout.id).desc())
         .limit(1)
-    ).one_or_none()
-    return last.number if last is not None and slot(tx, model_id, last.number) is not None else None
+    )
+    if version is not None:
+        query = query.where(Rollout.number == version)
+    last = tx.scalars(query).one_or_none()
+    if last is None:
+        return None
+    return still(tx, model_id, last.number, last.variants, pinned=bool(last.state.get("pinned")))
 
 
-def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> int | None:
-    """The version that a fleet should serve: its last rollout's while that may be served, else the champion."""
+def serving(tx: Session, model_id: int, fleet: Mapping[str, str]) -> Serving | None:
+    """What a fleet should serve: its last rollout's while that may be served, else the champion."""
     last = finished(tx, model_id, fleet)
     if last is not None:
         return last
     champion = number(tx, model_id)
-    return champion if champion is not None and slot(tx, model_id, champion) is not None else None
+    return crowned(tx, model_id, fleet, champion) if champion is not None else None
+
+
+def crowned(tx: Session, model_id: int, fleet: Mapping[str, str], version: int) -> Serving | None:
+    """A version as the fleet had it before, else its original; None when it may not be served."""
+    return finished(tx, model_id, fleet, version) or still(tx, model_id, version, {})
+
+
+def fleets(tx: Session, model_id: int | None = None) -> list[Rollout]:
+    """The newest finished rollout of every fleet, newest first: of a host's fleets the first one decides."""
+    newest = select(func.max(Rollout.id)).where(Rollout.status == RolloutStatus.FINISHED)
+    if model_id is not None:
+        newest = newest.where(Rollout.model_id == model_id)
+    newest = newest.group_by(col(Rollout.model_id), col(Rollout.fleet))
+    return list(tx.scalars(select(Rollout).where(col(Rollout.id).in_(newest)).order_by(col(Rollout.id).desc())))
 
 
 def crown(tx: Session, rollout: Rollout) -> None:
@@ -101,21 +172,16 @@ def converge(tx: Session, model_id: int | None = None) -> list[str]:
     A host of several fleets follows the fleet whose rollout finished last.
     """
     busy = _Busy.lock(tx, model_id)
-    newest = select(func.max(Rollout.id)).where(Rollout.status == RolloutStatus.FINISHED)
-    if model_id is not None:
-        newest = newest.where(Rollout.model_id == model_id)
-    newest = newest.group_by(col(Rollout.model_id), col(Rollout.fleet))
-    rows = tx.scalars(select(Rollout).where(col(Rollout.id).in_(newest)).order_by(col(Rollout.id).desc()))
     changed: list[str] = []
     settled: set[tuple[int, str]] = set()
-    for rollout in rows.all():
+    for rollout in fleets(tx, model_id):
         changed += _converge_fleet(tx, rollout, busy, settled)
     return changed
 
 
 def _converge_fleet(tx: Session, rollout: Rollout, busy: _Busy, settled: set[tuple[int, str]]) -> list[str]:
     labels: dict[str, str] = json.loads(rollout.fleet)
-    wanted: list[Slot] | None = None
+    wanted = serving(tx, rollout.model_id, labels)
     changed: list[str] = []
     for host in hosts.fleet(tx, labels):
         key = (rollout.model_id, host.id)
@@ -124,19 +190,12 @@ def _converge_fleet(tx: Session, rollout: Rollout, busy: _Busy, settled: set[tup
         settled.add(key)
         if key in busy.given or (rollout.model_id, rollout.fleet) in busy.paused:
             continue
-        if wanted is None:
-            wanted = _wanted(tx, rollout.model_id, labels)
+        slots = [wanted.slot(kind(host))] if wanted is not None else []
         held = tx.get(Assignment, (host.id, rollout.model_id))
-        if (held.slots if held else []) != [slot.model_dump(mode="json") for slot in wanted]:
-            hosts.assign(tx, host.id, rollout.model_id, wanted, rollout.id)
+        if (held.slots if held else []) != [slot.model_dump(mode="json") for slot in slots]:
+            hosts.assign(tx, host.id, rollout.model_id, slots, rollout.id)
             changed.append(host.id)
     return changed
-
-
-def _wanted(tx: Session, model_id: int, labels: Mapping[str, str]) -> list[Slot]:
-    version = serving(tx, model_id, labels)
-    found = slot(tx, model_id, version) if version is not None else None
-    return [found] if found is not None else []
 
 
 @dataclass(frozen=True)

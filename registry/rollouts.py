@@ -1,5 +1,7 @@
 """The verbs of rollouts: start, by a person or by itself; a person's decisions; withdrawal of a version.
 
+A rollout moves a fleet to another version, or to better variants of the version that it serves.
+
 What a rollout does next is decided in workers.next_step; here is what people and the lifecycle may ask of it. Every
 function takes an open transaction and leaves the commit to its owner, who rings "jobs", "events" and "hosts" after it.
 """
@@ -16,14 +18,17 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from weighbridge.registry import champion, events, jobs, lifecycle
+from weighbridge.registry import champion, events, hosts, jobs, lifecycle, rollout_variants
+from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, Invalid, NotFound
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, Stage, VersionStatus
 from weighbridge.registry.models import Job, Model, Rollout, RolloutStep, Version
 from weighbridge.registry.models import Recipe as RecipeRow
 from weighbridge.registry.recipe import NO_POLICY, Policy, Recipe, RolloutSettings, effective, policy_for
+from weighbridge.registry.rollout_variants import Better, Variants
 
+_SELF = "weighbridge"
 Verb = Literal["pause", "resume", "abort", "promote", "approve"]
 _R = RolloutStatus
 _GOING = frozenset({_R.RUNNING, _R.HOLDING})
@@ -47,6 +52,7 @@ def start(
     model: str,
     number: int | None = None,
     *,
+    variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
     policies: tuple[Policy, ...] = (),
     actor: str,
@@ -54,15 +60,16 @@ def start(
 ) -> Rollout:
     """Start by hand the rollout of a version (the newest ready one when `number` is None).
 
-    `settings` override the recipe's rollout part. Raises NotFound, Conflict (not ready, or one is under way), Invalid
-    (a setting that is unknown, wrong, or that the policy overrules).
+    `variant` is for every kind of host, and no measurement replaces it later; None: each kind gets what is measured to
+    be best for it. `settings` override the recipe's rollout part. Raises NotFound, Conflict (not ready, served already,
+    or one is under way), Invalid (a setting that is unknown, wrong, or that the policy overrules).
     """
     row = tx.scalars(select(Model).where(Model.name == model)).one_or_none()
     if row is None:
         raise NotFound("model", model)
     version = _version(tx, row, number)
     chosen = _overridden(_settings(tx, version, NO_POLICY), settings or {}, policy_for(model, policies))
-    return _start(tx, row, version, chosen, actor=actor, reason=reason)
+    return _start(tx, row, version, chosen, variant=variant, actor=actor, reason=reason)
 
 
 def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Rollout | None:
@@ -82,12 +89,38 @@ def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = (
     if version is None or _had_rollout(tx, version):
         return None
     settings = _settings(tx, version, policy_for(model.name, policies))
-    if not settings.automatic or active(tx, model_id, settings.fleet) is not None:
+    if not settings.automatic:
+        return None
+    if (other := active(tx, model_id, settings.fleet)) is not None:
+        _make_way(tx, other, version)
         return None
     try:
-        return _start(tx, model, version, settings, actor="weighbridge", reason="automatic: the version became ready")
+        return _start(tx, model, version, settings, actor=_SELF, reason="automatic: the version became ready")
     except Conflict:  # another transaction was faster; its end starts the newest
         return None
+
+
+def improve(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Rollout | None:
+    """Start the rollout of better variants of what a fleet serves, where policy and recipe say so; None: nothing to do.
+
+    One fleet at a time, the one that was moved last first. Never while the version's variants are still made or
+    measured, beside another rollout, against a person's choice, nor of what a kind of host went back from.
+    """
+    from weighbridge.registry import variants
+
+    decided: set[str] = set()
+    for last in champion.fleets(tx, model_id):
+        labels: dict[str, str] = json.loads(last.fleet)
+        members = {host.id for host in hosts.fleet(tx, labels)}
+        follows = members.isdisjoint(decided)  # else some serve what another fleet's newer rollout gave them
+        decided |= members
+        now = champion.serving(tx, model_id, labels)
+        if not follows or now is None or now.pinned or active(tx, model_id, labels) is not None:
+            continue
+        version = _numbered(tx, model_id, now.number)
+        if variants.settled(tx, version.id or 0) and (found := _improve(tx, version, now, labels, policies)):
+            return found
+    return None
 
 
 def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str = "") -> Rollout:
@@ -107,6 +140,16 @@ def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str 
     report(tx, rollout, _PAST[verb], before={"status": status}, actor=actor, reason=reason)
     jobs.wake(tx, "rollout", rollout_id)
     return rollout
+
+
+def keep_served(tx: Session, rollout: Rollout) -> None:
+    """Before anything was given: the original in place of a variant that may not be served any more."""
+    if rollout.state.get("given"):
+        return
+    found = champion.still(tx, rollout.model_id, rollout.number, rollout.variants)
+    if found is not None and found.variants != rollout.variants:
+        rollout.variants = dict(found.variants)
+        tx.add(rollout)
 
 
 def withdraw(tx: Session, version: Version, reason: str) -> None:
@@ -194,7 +237,7 @@ def add_step(
     detail: Mapping[str, Any],
     *,
     observations: Mapping[str, Any] | None = None,
-    actor: str = "weighbridge",
+    actor: str = _SELF,
 ) -> None:
     """Record that the rollout did something, under its next step number."""
     assert rollout.id is not None
@@ -232,7 +275,7 @@ def report(
     *,
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
-    actor: str = "weighbridge",
+    actor: str = _SELF,
     reason: str = "",
 ) -> None:
     """Write the event `rollout.<what>`."""
@@ -263,6 +306,10 @@ def _version(tx: Session, model: Model, number: int | None) -> Version:
     return version
 
 
+def _numbered(tx: Session, model_id: int, number: int) -> Version:
+    return tx.scalars(select(Version).where(Version.model_id == model_id, Version.number == number)).one()
+
+
 def _had_rollout(tx: Session, version: Version) -> bool:
     query = select(func.count()).select_from(Rollout)
     return bool(tx.scalars(query.where(Rollout.model_id == version.model_id, Rollout.number == version.number)).one())
@@ -288,28 +335,62 @@ def _overridden(base: RolloutSettings, wishes: Mapping[str, Any], policy: Policy
     return merged.rollout
 
 
+def _improve(
+    tx: Session, version: Version, now: Serving, fleet: Mapping[str, str], policies: tuple[Policy, ...]
+) -> Rollout | None:
+    model = tx.get_one(Model, version.model_id)
+    settings = _settings(tx, version, policy_for(model.name, policies)).model_copy(update={"fleet": dict(fleet)})
+    if version.unproven or not settings.automatic:
+        return None
+    better = rollout_variants.better(tx, version, now, fleet)
+    if better is None:
+        return None
+    try:
+        return _start(tx, model, version, settings, better=(now, better), actor=_SELF, reason=better.reason)
+    except Conflict:  # another transaction was faster; its end looks again
+        return None
+
+
+def _make_way(tx: Session, other: Rollout, version: Version) -> None:
+    """Better variants that nobody approved yet do not hold up a newer version."""
+    waits = other.status == _R.PENDING and other.number == other.from_number and other.request is None
+    if waits and other.actor == _SELF and other.id is not None:
+        decide(tx, other.id, "abort", actor=_SELF, reason=f"version {version.number} is ready")
+
+
 def _start(
-    tx: Session, model: Model, version: Version, settings: RolloutSettings, *, actor: str, reason: str
+    tx: Session,
+    model: Model,
+    version: Version,
+    settings: RolloutSettings,
+    *,
+    variant: str | None = None,
+    better: tuple[Serving, Better] | None = None,
+    actor: str,
+    reason: str,
 ) -> Rollout:
+    """`better`: what was served when it was found to be better, and what."""
     assert model.id is not None
     tx.get(Model, model.id, with_for_update=True)  # of two starters the second sees the first one's rollout
-    slot = champion.slot(tx, model.id, version.number)
-    if slot is None:
+    if champion.slot(tx, model.id, version.number) is None:
         raise Conflict(f"version {version.number} of {model.name} has no artifact to serve")
     if (other := active(tx, model.id, settings.fleet)) is not None:
         raise Conflict(f"rollout {other.id} of {model.name} is {other.status} on fleet {other.fleet}: abort it or wait")
-    if champion.finished(tx, model.id, settings.fleet) == version.number:
-        raise Conflict(f"fleet {champion.fleet_key(settings.fleet)} serves version {version.number} already")
+    now = champion.serving(tx, model.id, settings.fleet)
+    if better is not None and now != better[0]:
+        raise Conflict(f"fleet {champion.fleet_key(settings.fleet)} of {model.name} was moved meanwhile")
+    wanted = better[1].variants if better is not None else _variants(tx, model.id, version, settings.fleet, variant)
     rollout = Rollout(
         model_id=model.id,
         fleet=champion.fleet_key(settings.fleet),
         number=version.number,
-        variant=slot.variant,
-        artifact_digest=slot.artifact,
-        from_number=champion.serving(tx, model.id, settings.fleet),
+        variants=wanted,
+        from_number=now.number if now is not None else None,
+        from_variants=dict(now.variants) if now is not None else {},
         status=RolloutStatus.PENDING if settings.approval else RolloutStatus.RUNNING,
         reason="waits for approval" if settings.approval else "",
         settings=json.loads(settings.model_dump_json()),
+        state={"pinned": True} if variant is not None else {},
         actor=actor,
     )
     try:
@@ -318,6 +399,21 @@ def _start(
             tx.flush()
     except IntegrityError as exc:
         raise Conflict(f"a rollout of {model.name} on fleet {rollout.fleet} is under way: abort it or wait") from exc
-    report(tx, rollout, "started", after={"from": rollout.from_number}, actor=actor, reason=reason)
+    after = {"from": rollout.from_number, "variants": {kind: entry["variant"] for kind, entry in wanted.items()}}
+    report(tx, rollout, "started", after=after, actor=actor, reason=reason)
     next_job(tx, rollout)
     return rollout
+
+
+def _variants(tx: Session, model_id: int, version: Version, fleet: Mapping[str, str], variant: str | None) -> Variants:
+    """What a new rollout gives. Raises Conflict where the fleet has it already, or the variant is not ready."""
+    kinds = champion.kinds(tx, fleet)
+    if variant is None:
+        wanted = rollout_variants.measured(tx, version, kinds)
+    else:
+        wanted = rollout_variants.by_hand(tx, version, kinds, variant)
+    now = champion.finished(tx, model_id, fleet)
+    if now is not None and now.number == version.number and not rollout_variants.differ(now, wanted, kinds):
+        names = ", ".join(sorted({now.slot(kind).variant for kind in {"", *kinds}}))
+        raise Conflict(f"fleet {champion.fleet_key(fleet)} serves version {version.number} already ({names})")
+    return wanted

@@ -435,6 +435,8 @@ class RolloutStart(Wire):
 
     model: str
     version: int | None = None
+    variant: str | None = Field(default=None, max_length=64)
+    """For every kind of host; None: each kind gets what is measured to be best for it."""
     settings: dict[str, Any] = {}
     reason: str = ""
 

@@ -44,6 +44,12 @@ class HostSeen:
     """As reported, of `observed_generation`."""
     requests: int = 0
     errors: int = 0
+    wanted: str = ""
+    """The artifact that this rollout gives a host of its kind."""
+    back: str | None = None
+    """The artifact that a roll back returns it to; None: empty slots."""
+    holds: bool = False
+    """Its assignment is already what this rollout would give it: another variant for others leaves it alone."""
 
     def slot(self, artifact: str) -> SlotSeen | None:
         """What it reported of `artifact` in the generation that it should hold."""
@@ -57,17 +63,14 @@ class Observations:
     now: float
     hosts: tuple[HostSeen, ...]
     withdrawn: str = ""
-    """Why the version may not be served any more; empty while it may."""
+    """Why the version, or a variant that this rollout gives, may not be served any more; empty while it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutView:
     number: int
-    artifact: str
     status: RolloutStatus
     settings: RolloutSettings
-    back: str | None = None
-    """The artifact that a roll back returns to; None: empty slots."""
     wave: int = 0
     """Waves assigned so far."""
     given: tuple[str, ...] = ()
@@ -162,29 +165,31 @@ def _advance(rollout: RolloutView, seen: Observations) -> Step:
         return until
     if isinstance(finding, Inconclusive):
         return Hold(finding.missing)
-    if not rest:
+    todo = [host for host in rest if not host.holds]
+    if not todo:
         return Finish(RolloutStatus.FINISHED)
-    return _next_wave(rollout, wave, len(fleet), rest)
+    return _next_wave(rollout, wave, len(fleet) - len(rest) + len(todo), todo)
 
 
 def _samples(hosts: Sequence[HostSeen]) -> list[Sample]:
     return [Sample(host.id, host.requests, host.errors) for host in hosts if host.live_at is not None]
 
 
-def _live(host: HostSeen, artifact: str) -> bool:
-    slot = host.slot(artifact)
+def _live(host: HostSeen, artifact: str | None = None) -> bool:
+    """Whether it serves `artifact` (None: what this rollout gives it), proven."""
+    slot = host.slot(host.wanted if artifact is None else artifact)
     return slot is not None and slot.state == "live" and slot.golden == "passed"
 
 
 def _broken(host: HostSeen, rollout: RolloutView, now: float) -> str:
     """Why this host of the wave condemns the version, or nothing."""
-    slot = host.slot(rollout.artifact)
+    slot = host.slot(host.wanted)
     if slot is not None and slot.golden == "failed":
         return f"host {host.id}: the reference golden failed: {slot.reason or 'outputs differ'}"
     if slot is not None and slot.state == "failed":
         return f"host {host.id}: version {rollout.number} did not load: {slot.reason or 'no reason given'}"
     waited = now - host.assigned_at
-    if host.live_at is None and not _live(host, rollout.artifact) and waited >= rollout.settings.load_timeout:
+    if host.live_at is None and not _live(host) and waited >= rollout.settings.load_timeout:
         return f"host {host.id}: not live after {rollout.settings.load_timeout:g} s (load_timeout)"
     return ""
 
@@ -203,7 +208,7 @@ def _missing(fleet: Sequence[HostSeen], wave: Sequence[HostSeen], rollout: Rollo
         )
     if len(silent) == len(fleet):
         return f"no host answers: {', '.join(silent)}"
-    again = [host.id for host in wave if host.live_at is not None and not _live(host, rollout.artifact)]
+    again = [host.id for host in wave if host.live_at is not None and not _live(host)]
     if again:
         return f"host {', '.join(again)} was live with version {rollout.number} and is not now"
     return ""
@@ -212,7 +217,7 @@ def _missing(fleet: Sequence[HostSeen], wave: Sequence[HostSeen], rollout: Rollo
 def _not_before(wave: Sequence[HostSeen], rollout: RolloutView, now: float) -> Wait | None:
     """Until when to be patient: hosts that still load, then the bake of those that are live."""
     settings = rollout.settings
-    loading = [host for host in wave if not _live(host, rollout.artifact)]
+    loading = [host for host in wave if not _live(host)]
     if loading:
         deadline = min(
             min(host.assigned_at + settings.load_timeout, now + settings.lost_after - host.silent) for host in loading
@@ -226,6 +231,8 @@ def _not_before(wave: Sequence[HostSeen], rollout: RolloutView, now: float) -> W
 
 def _next_wave(rollout: RolloutView, wave: Sequence[HostSeen], fleet: int, rest: Sequence[HostSeen]) -> Assign:
     """Fill up the present wave where hosts left it, else open the next that adds one; the last is the whole fleet.
+
+    `fleet` counts the hosts that the rollout changes, given or in `rest`: the others prove nothing as canaries.
 
     A wave whose hosts all fell silent proved nothing: another host takes their place, until `max_lost` holds it.
     """
@@ -252,9 +259,9 @@ def _returning(rollout: RolloutView, seen: Observations) -> Wait | Finish:
     trouble: list[str] = []
     deadlines: list[float] = []
     for host in touched:
-        if _returned(host, rollout):
+        if _returned(host):
             continue
-        slot = host.slot(rollout.back) if rollout.back is not None else None
+        slot = host.slot(host.back) if host.back is not None else None
         deadline = host.assigned_at + settings.load_timeout
         if slot is not None and slot.state == "failed":
             trouble.append(f"host {host.id} could not load the old version: {slot.reason or 'no reason given'}")
@@ -267,8 +274,8 @@ def _returning(rollout: RolloutView, seen: Observations) -> Wait | Finish:
     return Finish(RolloutStatus.ROLLED_BACK, "; ".join(trouble))
 
 
-def _returned(host: HostSeen, rollout: RolloutView) -> bool:
+def _returned(host: HostSeen) -> bool:
     """A host without slots of a model reports nothing of it."""
-    if rollout.back is not None:
-        return _live(host, rollout.back)
-    return all(slot.artifact != rollout.artifact for slot in host.slots)
+    if host.back is not None:
+        return _live(host, host.back)
+    return all(slot.artifact != host.wanted for slot in host.slots)

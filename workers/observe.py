@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 from sqlmodel import col, select
 
 from weighbridge.registry import champion, db, hosts
+from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
-from weighbridge.registry.lifecycle import RolloutStatus, VersionStatus
-from weighbridge.registry.models import Assignment, Host, Rollout, Version
+from weighbridge.registry.lifecycle import RolloutStatus, VariantStatus, VersionStatus
+from weighbridge.registry.models import Assignment, Host, Rollout, Variant, Version
 from weighbridge.registry.recipe import RolloutSettings
-from weighbridge.registry.schemas import Slot
 from weighbridge.workers.next_step import HostSeen, Observations, RolloutView, SlotSeen
 
 
@@ -19,15 +21,12 @@ def look(tx: Session, rollout: Rollout) -> tuple[RolloutView, Observations]:
     """Read everything that `next_step` decides on."""
     settings = RolloutSettings.model_validate(rollout.settings)
     given = tuple(rollout.state.get("given", ()))
-    back = back_slot(tx, rollout)
     wish = rollout.request or {}
     words = f"aborted by {wish.get('actor') or 'a person'}" + (f": {wish['reason']}" if wish.get("reason") else "")
     view = RolloutView(
         number=rollout.number,
-        artifact=rollout.artifact_digest,
         status=RolloutStatus(rollout.status),
         settings=settings,
-        back=back.artifact if back else None,
         wave=rollout.wave,
         given=given,
         promoted=rollout.state.get("promoted", 0),
@@ -37,23 +36,36 @@ def look(tx: Session, rollout: Rollout) -> tuple[RolloutView, Observations]:
     return view, Observations(now, _hosts(tx, rollout, settings, given, now), _withdrawn(tx, rollout))
 
 
-def back_slot(tx: Session, rollout: Rollout) -> Slot | None:
+def forth(rollout: Rollout) -> Serving:
+    """What the rollout gives: to each kind of host the variant that was chosen when it started."""
+    return Serving(rollout.number, rollout.variants)
+
+
+def back(tx: Session, rollout: Rollout) -> Serving | None:
     """What a roll back returns to: what served before, else the champion, whichever may still be served; else None."""
-    for number in (rollout.from_number, champion.number(tx, rollout.model_id)):
-        if number is None or (number == rollout.number and number != rollout.from_number):
-            continue
-        if (slot := champion.slot(tx, rollout.model_id, number)) is not None:
-            return slot
-    return None
+    if rollout.from_number is not None:
+        before = champion.still(tx, rollout.model_id, rollout.from_number, rollout.from_variants)
+        if before is not None:
+            return before
+    crowned = champion.number(tx, rollout.model_id)
+    if crowned is None or crowned == rollout.number:
+        return None
+    return champion.crowned(tx, rollout.model_id, json.loads(rollout.fleet), crowned)
 
 
 def _withdrawn(tx: Session, rollout: Rollout) -> str:
     version = tx.scalars(
         select(Version).where(Version.model_id == rollout.model_id, Version.number == rollout.number)
     ).one()
-    if version.status == VersionStatus.READY:
-        return ""
-    return f"version {version.number} is {version.status}: {version.reason}"
+    if version.status != VersionStatus.READY:
+        return f"version {version.number} is {version.status}: {version.reason}"
+    given = {entry["artifact"]: entry["variant"] for entry in rollout.variants.values()}
+    rows = tx.scalars(select(Variant).where(Variant.version_id == version.id, col(Variant.name).in_(given.values())))
+    for variant in rows.all():
+        if variant.status != VariantStatus.READY or variant.artifact_digest not in given:
+            why = variant.reason or "it was built anew"
+            return f"variant {variant.name} of version {version.number} is {variant.status}: {why}"
+    return ""
 
 
 def _hosts(
@@ -72,17 +84,24 @@ def _hosts(
             .where(col(Assignment.host_id).in_([host.id for host in everyone]))
         )
     }
-    return tuple(_host(host, held.get(host.id), host.id in fleet, now) for host in everyone)
+    before, after = back(tx, rollout), forth(rollout)
+    return tuple(_host(host, held.get(host.id), host.id in fleet, now, before, after) for host in everyone)
 
 
-def _host(host: Host, held: Assignment | None, in_fleet: bool, now: float) -> HostSeen:
+def _host(
+    host: Host, held: Assignment | None, in_fleet: bool, now: float, before: Serving | None, after: Serving
+) -> HostSeen:
     silent = max(0.0, now - (host.seen_at if host.seen_at is not None else host.created_at))
+    kind = champion.kind(host)
+    wanted = after.slot(kind)
+    seen = HostSeen(
+        host.id, silent, in_fleet, wanted=wanted.artifact, back=before.slot(kind).artifact if before else None
+    )
     if held is None:
-        return HostSeen(host.id, silent, in_fleet)
-    return HostSeen(
-        host.id,
-        silent,
-        in_fleet,
+        return seen
+    return replace(
+        seen,
+        holds=held.slots == [wanted.model_dump(mode="json")],
         generation=held.generation,
         artifacts=tuple(slot["artifact"] for slot in held.slots),
         assigned_at=held.assigned_at,

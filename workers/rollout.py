@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from weighbridge.registry import champion, hosts, jobs, rollouts
+from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import RolloutStatus, Verdict
 from weighbridge.registry.models import Host, Job, Rollout
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
-from weighbridge.registry.schemas import Slot
 from weighbridge.workers import observe
 from weighbridge.workers.next_step import Assign, Finish, Hold, Observations, RollBack, Step, Wait, lost, next_step
 
@@ -33,6 +33,7 @@ def perform(db: Database, notifier: Notifier, claim: Claim, policies: tuple[Poli
         if rollout.status in _ENDED:
             jobs.finish(tx, claim, Verdict.NOT_APPLICABLE, f"the rollout is {rollout.status}", {})
             return []
+        rollouts.keep_served(tx, rollout)
         following = _step(tx, rollout, claim, policies)
     for topic in ("hosts", "jobs", "events"):
         notifier.ring(topic)
@@ -48,7 +49,8 @@ def _step(tx: Session, rollout: Rollout, claim: Claim, policies: tuple[Policy, .
         return []
     jobs.finish(tx, claim, Verdict.PASSED, type(step).__name__.lower(), {"rollout": rollout.status})
     if isinstance(step, Finish):
-        after = rollouts.start_automatic(tx, rollout.model_id, policies)
+        model_id = rollout.model_id
+        after = rollouts.start_automatic(tx, model_id, policies) or rollouts.improve(tx, model_id, policies)
         return jobs.of(tx, "rollout", after.id) if after is not None and after.id is not None else []
     job = rollouts.next_job(tx, rollout)
     return [job] if job is not None else []
@@ -112,8 +114,7 @@ def _hold(tx: Session, rollout: Rollout, missing: str, seen: Observations) -> bo
 
 
 def _assign(tx: Session, rollout: Rollout, step: Assign, seen: Observations) -> None:
-    slot = Slot(version=rollout.number, variant=rollout.variant, artifact=rollout.artifact_digest)
-    _give(tx, rollout, step.hosts, [slot])
+    _give(tx, rollout, step.hosts, observe.forth(rollout))
     before = {"status": rollout.status, "wave": rollout.wave}
     rollout.wave = step.wave
     rollout.state = {**rollout.state, "given": [*rollout.state.get("given", ()), *step.hosts]}
@@ -123,12 +124,12 @@ def _assign(tx: Session, rollout: Rollout, step: Assign, seen: Observations) -> 
 
 
 def _roll_back(tx: Session, rollout: Rollout, step: RollBack, seen: Observations) -> None:
-    slot = observe.back_slot(tx, rollout)
-    _give(tx, rollout, step.hosts, [slot] if slot else [])
+    old = observe.back(tx, rollout)
+    _give(tx, rollout, step.hosts, old)
     before, actor = {"status": rollout.status}, _asker(rollout)
     rollout.request = None
     rollouts.move(rollout, RolloutStatus.ROLLING_BACK, step.reason)
-    detail = {**asdict(step), "to": slot.version if slot else None}
+    detail = {**asdict(step), "to": old.number if old else None}
     rollouts.add_step(tx, rollout, "roll_back", detail, observations=observe.numbers(seen), actor=actor)
     rollouts.report(tx, rollout, "rolling_back", before=before, after=detail, actor=actor, reason=step.reason)
 
@@ -146,11 +147,13 @@ def _finish(tx: Session, rollout: Rollout, step: Finish, seen: Observations) -> 
     champion.converge(tx, rollout.model_id)
 
 
-def _give(tx: Session, rollout: Rollout, host_ids: tuple[str, ...], slots: list[Slot]) -> None:
+def _give(tx: Session, rollout: Rollout, host_ids: tuple[str, ...], wanted: Serving | None) -> None:
+    """Assign to each host what its kind gets; nothing at all where nothing served before."""
     assert rollout.id is not None
     for host_id in host_ids:
         host = tx.get(Host, host_id)
         if host is not None and host.state != "retired":
+            slots = [wanted.slot(champion.kind(host))] if wanted is not None else []
             hosts.assign(tx, host_id, rollout.model_id, slots, rollout.id)
 
 

@@ -42,6 +42,7 @@ def start_rollout(ctx: Ctx, who: Approver, wanted: schemas.RolloutStart) -> sche
             tx,
             wanted.model,
             wanted.version,
+            variant=wanted.variant,
             settings=wanted.settings,
             policies=ctx.policies,
             actor=actor(who),

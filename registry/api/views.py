@@ -162,4 +162,6 @@ def rollout_detail(tx: Session, row: Rollout) -> schemas.Rollout:
 
 def _rollout(row: Rollout, model: str) -> schemas.Rollout:
     found = fields(row) | {"model": model, "fleet": json.loads(row.fleet), "waves": row.settings.get("waves", [])}
+    for given in ("variants", "from_variants"):
+        found[given] = {kind: entry["variant"] for kind, entry in found[given].items()}
     return schemas.Rollout.model_validate(found)

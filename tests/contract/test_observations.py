@@ -25,7 +25,7 @@ class Fleet:
         with db.transaction() as tx:
             self.host = hosts.enrol(tx, Enrolment(name="h"), LOCAL).id
             self.model = record(tx).version.model_id
-            rollout = Rollout(model_id=self.model, number=1, artifact_digest=NEW)
+            rollout = Rollout(model_id=self.model, number=1)
             tx.add(rollout)
             tx.flush()
             assert rollout.id is not None

@@ -28,12 +28,13 @@ from weighbridge.workers.next_step import (
 NEW, OLD = "new-artifact", "old-artifact"
 NOW = 1_000_000.0
 SETTINGS = RolloutSettings(waves=(1, "50%", "100%"), bake=10, lost_after=60, load_timeout=100, min_requests=20)
-VIEW = RolloutView(number=2, artifact=NEW, back=OLD, status=RolloutStatus.RUNNING, settings=SETTINGS)
+VIEW = RolloutView(number=2, status=RolloutStatus.RUNNING, settings=SETTINGS)
 
 
 def idle(name: str, silent: float = 0.0) -> HostSeen:
     """A host on the old version."""
-    return HostSeen(name, silent, True, 1, (OLD,), NOW - 1000, NOW - 999, 1, (SlotSeen(OLD, "live", "passed"),))
+    slots = (SlotSeen(OLD, "live", "passed"),)
+    return HostSeen(name, silent, True, 1, (OLD,), NOW - 1000, NOW - 999, 1, slots, wanted=NEW, back=OLD)
 
 
 def loading(name: str, since: float = 1.0) -> HostSeen:
@@ -189,10 +190,33 @@ def test_rolling_back_waits_for_the_hosts_that_answer() -> None:
     assert next_step(rollout, seen(back)) == Finish(RolloutStatus.ROLLED_BACK)
     late = next_step(rollout, seen(back, replace(waits, assigned_at=NOW - 100)))
     assert late == Finish(RolloutStatus.ROLLED_BACK, "host b did not return within 100 s (load_timeout)")
-    empty = replace(rollout, back=None, given=("a",))
-    assert isinstance(next_step(empty, seen(replace(waits, id="a"))), Wait)
-    none = replace(waits, id="a", observed_generation=3, slots=())
+    empty = replace(rollout, given=("a",))
+    assert isinstance(next_step(empty, seen(replace(waits, id="a", back=None))), Wait)
+    none = replace(waits, id="a", back=None, observed_generation=3, slots=())
     assert next_step(empty, seen(none)) == Finish(RolloutStatus.ROLLED_BACK)
+
+
+def test_each_host_is_held_to_the_variant_of_its_kind() -> None:
+    """What is live on one kind says nothing of another's; each returns to what it had."""
+    int8 = replace(live("b"), wanted="int8-artifact", back="int8-old")
+    assert isinstance(next_step(after(3, "a", "b"), seen(live("a"), int8)), Hold), "it was live, but with another one"
+    right = replace(int8, slots=(SlotSeen("int8-artifact", "live", "passed"),))
+    assert next_step(after(3, "a", "b"), seen(live("a"), right)) == Finish(RolloutStatus.FINISHED)
+    rollout = after(3, "a", "b", status=RolloutStatus.ROLLING_BACK)
+    old = replace(live("a"), slots=(SlotSeen(OLD, "live", "passed"),), assigned_at=NOW - 2)
+    assert isinstance(next_step(rollout, seen(old, replace(right, assigned_at=NOW - 2))), Wait)
+    back = replace(right, slots=(SlotSeen("int8-old", "live", "passed"),))
+    assert next_step(rollout, seen(old, back)) == Finish(RolloutStatus.ROLLED_BACK)
+
+
+def test_hosts_that_another_variant_leaves_alone_are_no_canaries() -> None:
+    """Waves are counted and filled with the hosts that change; with none of them it is over."""
+    same = tuple(replace(idle(name), wanted=OLD, holds=True) for name in "abc")
+    changes = tuple(idle(name) for name in "xyz")
+    assert next_step(VIEW, seen(*same, *changes)) == Assign(1, ("x",))
+    assert next_step(after(1, "x"), seen(*same, live("x"), *changes[1:])) == Assign(2, ("y",)), "half of three"
+    assert next_step(VIEW, seen(*same)) == Finish(RolloutStatus.FINISHED)
+    assert isinstance(next_step(VIEW, seen(replace(same[0], silent=61.0))), Hold)
 
 
 @pytest.mark.parametrize(
