@@ -18,21 +18,23 @@ from weighbridge.engines.protocols import BlobPath
 REBUILT = frozenset({"torchao", "semi_structured"})
 """Encodings whose program gets its `nn.Linear` back before it is bound."""
 _DETAILS: Mapping[str, frozenset[str]] = {
-    "torchao": frozenset({"torchao"}),
+    "torchao": frozenset({"torchao", "device"}),
     "packed": frozenset({"method", "version"}),
     "semi_structured": frozenset(),
 }
-"""What an encoding's details may say. torchao: the minor version that wrote them."""
+"""What an encoding's details may say. torchao: the minor version that wrote them; device: the only one it is for."""
 
 
-def check_encoding(manifest: Manifest) -> None:
-    """Raise LoadError for details that this program does not know, and for another torchao than the artifact's."""
+def check_encoding(manifest: Manifest, device: str) -> None:
+    """Raise LoadError for details that this program does not know, another torchao or device than the artifact's."""
     encoding = manifest.encoding
     if encoding is None:
         return
     known = _DETAILS[encoding.kind]
     if unknown := sorted(encoding.details.keys() - known):
         raise LoadError(f"the encoding {encoding.kind} says {unknown[0]}, which this version does not know: update it")
+    if (only := encoding.details.get("device")) not in (None, device.partition(":")[0]):
+        raise LoadError(f"the artifact's layout is for {only}; this device is {device}: build the variant for it")
     if encoding.kind == "torchao":
         from weighbridge.engines import torchao_format
 

@@ -42,7 +42,7 @@ class TorchEngine:
         return session
 
     def _bind(self, manifest: Manifest, blobs: BlobPath, device: str, *, native: bool) -> TorchSession:
-        check_encoding(manifest)
+        check_encoding(manifest, device)
         module = self._program(manifest, blobs, device)
         if manifest.encoding is not None and manifest.encoding.kind in REBUILT:
             linears.rebuild(module)
