@@ -17,13 +17,19 @@ from weighbridge.registry.clock import now
 from weighbridge.registry.db import Session, insert_or_skip
 from weighbridge.registry.errors import FencedOut, NotFound
 from weighbridge.registry.lifecycle import QUEUES, JobState, Stage, Verdict
-from weighbridge.registry.models import Job
+from weighbridge.registry.models import Job, Variant
 
 _DUE = and_(col(Job.state) == JobState.QUEUED, col(Job.not_before) <= now())
 _EXPIRED = and_(col(Job.state) == JobState.RUNNING, col(Job.lease_until) <= now())
 _USED_UP = col(Job.attempt) >= col(Job.max_attempts)
 _PAST_THE_SESSION = {"synchronize_session": False}
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None, "sent_at": None}
+_ELSEWHERE_SECONDS = 5.0
+"""A job that one worker cannot run is due again after this, for another one."""
+_OF_VARIANT = col(Job.subject_type) == "variant"
+_VERSION_OF = select(col(Variant.version_id)).where(col(Variant.id) == col(Job.subject_id)).scalar_subquery()
+_URGENT = (case((_OF_VARIANT, 1), else_=0), case((_OF_VARIANT, _VERSION_OF), else_=0).desc(), col(Job.id))
+"""Versions before variants; of these the newest version's first: nobody waits for an old one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Claim:
     subject_type: str
     subject_id: int
     stage: Stage
+    part: str = ""
+    """A shard's number, or the kind of device to measure on."""
 
 
 def insert(
@@ -45,16 +53,21 @@ def insert(
     subject_type: str,
     subject_id: int,
     stage: Stage,
+    part: str = "",
+    needs: Mapping[str, Any] | None = None,
+    queue: str | None = None,
     max_attempts: int = 3,
     not_before: float = 0.0,
 ) -> Job | None:
-    """Queue a job once: None when its key is there already."""
+    """Queue a job once: None when its key is there already. `queue` None: the stage's; `needs`: see `unmet`."""
     job = Job(
         key=key,
         subject_type=subject_type,
         subject_id=subject_id,
         stage=stage,
-        queue=QUEUES[stage],
+        part=part,
+        queue=queue or QUEUES[stage],
+        needs=dict(needs or {}),
         max_attempts=max_attempts,
         not_before=not_before,
     )
@@ -80,11 +93,16 @@ def of(tx: Session, subject_type: str, subject_id: int, *, states: Sequence[JobS
 def unsent(tx: Session, queue: str, limit: int, resend_seconds: float) -> list[Job]:
     """Return due jobs of a queue that were never sent, or so long ago that the message counts as lost.
 
-    Needs a write transaction: it locks them, so that two dispatchers send different ones.
+    The most urgent first. Needs a write transaction: it locks them, so that two dispatchers send different ones.
     """
     stale = or_(col(Job.sent_at).is_(None), col(Job.sent_at) <= now() - resend_seconds)
-    statement = select(Job).where(col(Job.queue) == queue, _DUE, stale).order_by(col(Job.id)).limit(limit)
+    statement = select(Job).where(col(Job.queue) == queue, _DUE, stale).order_by(*_URGENT).limit(limit)
     return list(tx.scalars(statement.with_for_update(skip_locked=True)))
+
+
+def queues_due(tx: Session) -> list[str]:
+    """Return the names of the queues that have due jobs, sorted."""
+    return list(tx.scalars(select(col(Job.queue)).where(_DUE).distinct().order_by(col(Job.queue))))
 
 
 def in_flight(tx: Session, queue: str, resend_seconds: float | None = None) -> int:
@@ -112,11 +130,17 @@ def mark_unsent(tx: Session, ids: Sequence[int]) -> None:
     _run(tx, update(Job).where(col(Job.id).in_(ids), col(Job.state) == JobState.QUEUED).values(sent_at=None))
 
 
-def claim(tx: Session, job_id: int, owner: str, lease_seconds: float) -> Claim | None:
+def claim(
+    tx: Session, job_id: int, owner: str, lease_seconds: float, capable: Mapping[str, Any] | None = None
+) -> Claim | None:
     """Take a due job, or one whose holder's lease is over. None: it is done, held, not due, or used up (then failed).
 
-    One compare-and-set statement: of racing claimers one gets the row. `not_before` is 0 while it runs; see `wake`.
+    None too when it needs what this worker is not `capable` of ({"device", "kind", "memory"}; None takes any job): it
+    says so and is due again soon, for another worker. One compare-and-set statement: of racing claimers one gets the
+    row. `not_before` is 0 while it runs; see `wake`.
     """
+    if capable is not None and _passed_on(tx, job_id, owner, capable):
+        return None
     free = and_(col(Job.id) == job_id, or_(_DUE, _EXPIRED))
     taken = (
         update(Job)
@@ -131,12 +155,36 @@ def claim(tx: Session, job_id: int, owner: str, lease_seconds: float) -> Claim |
             progress=0.0,
         )
     )
-    columns = (col(Job.attempt), col(Job.subject_type), col(Job.subject_id), col(Job.stage))
+    columns = (col(Job.attempt), col(Job.subject_type), col(Job.subject_id), col(Job.stage), col(Job.part))
     row = tx.execute(taken.returning(*columns), execution_options=_PAST_THE_SESSION).one_or_none()
     if row is not None:
-        return Claim(job_id, row.attempt, owner, row.subject_type, row.subject_id, Stage(row.stage))
+        return Claim(job_id, row.attempt, owner, row.subject_type, row.subject_id, Stage(row.stage), row.part)
     _give_up(tx, free)
     return None
+
+
+def unmet(needs: Mapping[str, Any], capable: Mapping[str, Any]) -> str:
+    """What a worker lacks for a job, in words; empty where it lacks nothing. What it does not say, it lacks."""
+    lacks = [
+        f"{what} {needs[what]}, it has {capable.get(what) or 'none'}"
+        for what in ("device", "kind")
+        if what in needs and capable.get(what) != needs[what]
+    ]
+    memory = needs.get("memory", 0)
+    if memory > (has := capable.get("memory") or 0):
+        lacks.append(f"{memory:,} bytes of memory, it has {has:,}")
+    return "; ".join(lacks)
+
+
+def _passed_on(tx: Session, job_id: int, owner: str, capable: Mapping[str, Any]) -> bool:
+    """Leave a job that this worker cannot run to another one, if it is such a job. What a job needs never changes."""
+    needs = tx.scalars(select(col(Job.needs)).where(col(Job.id) == job_id)).one_or_none()
+    lacks = unmet(needs or {}, capable)
+    if lacks:
+        waits = update(Job).where(col(Job.id) == job_id, _DUE)
+        words = f"waits for another worker: {owner} cannot run it: it needs {lacks}"
+        _run(tx, waits.values(reason=words, not_before=now() + _ELSEWHERE_SECONDS, sent_at=None))
+    return bool(lacks)
 
 
 def heartbeat(tx: Session, claim: Claim, lease_seconds: float, progress: float | None = None) -> None:

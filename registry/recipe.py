@@ -207,6 +207,10 @@ NEEDS_CUDA = ("fp8-dynamic", "sparse-2-4")
 """Methods whose result runs on CUDA only: where no worker has it, the variant is not applicable."""
 
 
+STREAMED = ("int8-rows", "int4-groups", "int2-groups", "fp8-tensors")
+"""Methods that read one file of weights at a time, in flat memory: each file can be a job of its own."""
+
+
 class Objective(_Strict):
     """What the variant that a kind of host serves is chosen by, among those that passed and meet every limit."""
 
@@ -220,6 +224,13 @@ class Objective(_Strict):
     """Bytes."""
 
 
+def _distinct(wishes: tuple[VariantWish, ...]) -> tuple[VariantWish, ...]:
+    names = [wish.name for wish in wishes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} stands there twice; give one of them another name")
+    return wishes
+
+
 class Recipe(_Strict):
     """Everything a model's owner may wish for."""
 
@@ -231,20 +242,13 @@ class Recipe(_Strict):
     task: Task = "classification"
     """What the evaluation set measures."""
     gates: tuple[Gate, ...] = ()
-    variants: Annotated[tuple[VariantWish, ...], Field(max_length=32)] = ()
+    variants: Annotated[tuple[VariantWish, ...], Field(max_length=32), AfterValidator(_distinct)] = ()
     quality: Quality = Quality()
     """For every variant that has none of its own."""
     objective: Objective = Objective()
     benchmark: bool | None = None
     """Measure the original and every variant that passed, on each kind of device. None: if there are variants."""
     rollout: RolloutSettings = RolloutSettings()
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Recipe:
-        names = [wish.name for wish in self.variants]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"variants: {', '.join(twice)} stands there twice; give one of them another name")
-        return self
 
     @property
     def measured(self) -> bool:
@@ -318,15 +322,41 @@ def effective(recipe: Recipe | None, policy: Policy) -> tuple[Recipe, list[str]]
         lane = "standard"
     gates, weaker = _merge_gates(given.gates, policy.gates)
     ignored += weaker
+    variants, quality, lower = _merge_variants(given, policy)
+    ignored += lower
     program = given.program
     if program is not None:
         wish = f"template:{program.template}" if program.template else f"factory:{program.factory}"
         if not program_allowed(policy, wish):
             # Kept: validation refuses it by name, so that the version says so too.
             ignored.append(f"program: {wish} is not allowed by the policy (programs = {', '.join(policy.programs)})")
-    return given.model_copy(
-        update={"lane": lane, "gates": gates, "rollout": rollout.model_copy(update=changes)}
-    ), ignored
+    merged = {"lane": lane, "gates": gates, "variants": variants, "quality": quality}
+    return given.model_copy(update={**merged, "rollout": rollout.model_copy(update=changes)}), ignored
+
+
+def _merge_variants(given: Recipe, policy: Policy) -> tuple[tuple[VariantWish, ...], Quality, list[str]]:
+    """The variants that the policy lets be built, each with a quality that keeps at least what the policy says."""
+    ignored: list[str] = []
+
+    def raised(quality: Quality, where: str) -> Quality:
+        if quality.keep >= policy.min_keep:
+            return quality
+        if "keep" in quality.model_fields_set:
+            rule = f"min_keep = {policy.min_keep:g}"
+            ignored.append(f"{where}.keep: {quality.keep:g} is overruled by the policy ({rule})")
+        return quality.model_copy(update={"keep": policy.min_keep})
+
+    common = raised(given.quality, "quality")
+    if given.variants and not policy.variants:
+        names = ", ".join(wish.name for wish in given.variants)
+        return (), common, [*ignored, f"variants: {names}: overruled by the policy (variants = false)"]
+    wishes = tuple(
+        wish
+        if wish.quality is None
+        else wish.model_copy(update={"quality": raised(wish.quality, f"variants.{wish.name}.quality")})
+        for wish in given.variants
+    )
+    return wishes, common, ignored
 
 
 def _merge_gates(wished: tuple[Gate, ...], minimum: tuple[Gate, ...]) -> tuple[tuple[Gate, ...], list[str]]:

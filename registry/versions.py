@@ -64,6 +64,7 @@ def record(
     eval_pin: Ref | None,
     seen: str,
     actor: str,
+    train_pin: Ref | None = None,
     unproven: bool = False,
     refused: str | None = None,
 ) -> Recorded:
@@ -91,6 +92,7 @@ def record(
         unproven=unproven,
         recipe_id=recipe.id,
         eval_pin=asdict(eval_pin) if eval_pin else None,
+        train_pin=asdict(train_pin) if train_pin else None,
         size=sum(file.size for file in files),
     )
     tx.add(version)
@@ -146,6 +148,8 @@ def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Poli
         version.revision += 1
         tx.flush()
     new = _insert_jobs(tx, version, plan.jobs)
+    if version.status == VersionStatus.READY and old is not VersionStatus.READY:
+        new += _open_variants(tx, version, actor=actor)
     return new + _roll_out(tx, version, old, policies)
 
 
@@ -171,7 +175,7 @@ def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, po
     newest = get(tx, model, "latest")
     pinned = tx.get(Recipe, newest.recipe_id) if newest.recipe_id is not None else None
     recipe = recipes.pin(tx, model, pinned.text if pinned else None, policy_for(model, tuple(policies)))
-    version.recipe_id, version.eval_pin = recipe.id, newest.eval_pin
+    version.recipe_id, version.eval_pin, version.train_pin = recipe.id, newest.eval_pin, newest.train_pin
     return reopen(tx, version, model, actor=actor, reason=reason)
 
 
@@ -275,12 +279,28 @@ def _move(
         version.ready_at = clock(tx)
     if status not in _JUDGED:
         jobs.cancel(tx, "version", _id(version))
+    if old is VersionStatus.READY:
+        _cancel_variants(tx, version)
     if status in _VARIANT:
         original = and_(col(Variant.version_id) == version.id, col(Variant.name) == "original")
         tx.execute(update(Variant).where(original).values(status=_VARIANT[status], reason=reason))
     tx.flush()
     before, after = {"status": str(old)}, {"status": str(status)}
     _tell(tx, version, model, str(status), before=before, after=after, actor=actor, reason=why or reason)
+
+
+def _open_variants(tx: Session, version: Version, *, actor: str) -> list[Job]:
+    # Late: variants build on versions, and this is the one way back.
+    from weighbridge.registry import variants
+
+    model = tx.get_one(Model, version.model_id)
+    return variants.open_all(tx, version, variants.wishes(tx, version), model.name, actor=actor)
+
+
+def _cancel_variants(tx: Session, version: Version) -> None:
+    from weighbridge.registry import variants
+
+    variants.cancel(tx, _id(version))
 
 
 def _roll_out(tx: Session, version: Version, old: VersionStatus, policies: Sequence[Policy]) -> list[Job]:

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from fixtures.postgres import PostgresServer
 from sqlalchemy import create_engine, text
@@ -60,6 +62,58 @@ def test_several_processes_upgrade_at_once(dialect: str, tmp_path: Path, request
     for one in opened:
         one.check()
         one.close()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgres"])
+def test_an_upgrade_keeps_what_is_there(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A registry of the release before, with a rollout under way: every row is kept, and what its hosts get."""
+    url = f"sqlite:///{tmp_path}/old.db"
+    if dialect == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        server.execute("DROP DATABASE IF EXISTS old WITH (FORCE)")
+        server.execute("CREATE DATABASE old")
+        url = server.url("old")
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(db.__file__).parent / "migrations"))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for statement in _OLD.split(";"):
+            connection.execute(text(statement))
+    engine.dispose()
+    database = Database(url)
+    database.upgrade()
+    with database.read() as tx:
+        rollout, job = tx.get_one(models.Rollout, 1), tx.get_one(models.Job, 1)
+        assert rollout.variants == {"": {"variant": "original", "artifact": "new", "reason": ""}}
+        assert rollout.from_variants == {"": {"variant": "original", "artifact": "old", "reason": ""}}
+        assert (job.part, job.needs, job.queue, job.key) == ("", {}, "cpu", "version:2:evaluate:1")
+        variant = tx.get_one(models.Variant, 2)
+        assert (variant.wish, variant.facts, variant.size, variant.artifact_digest) == ({}, {}, 0, "new")
+        assert tx.get_one(models.Version, 2).train_pin is None
+        assert len(list(tx.scalars(select(models.RolloutStep)))) == 1
+    database.close()
+
+
+_OLD = """
+INSERT INTO model (id, name, description, next_version, revision, created_at) VALUES (1, 'digits', '', 3, 1, 0);
+INSERT INTO version (id, model_id, number, path, status, reason, pins_digest, proof, proof_reason, unproven, evidence,
+    facts, judgement, size, revision, created_at)
+    SELECT id, 1, id, '', 'ready', '', 'pins-' || id, 'P2', '', FALSE, '{}', '{}', 1, 64, 1, 0
+    FROM (SELECT 1 AS id UNION SELECT 2) AS two;
+INSERT INTO variant (id, version_id, name, status, reason, artifact_digest, created_at)
+    SELECT id, id, 'original', 'ready', '', CASE id WHEN 1 THEN 'old' ELSE 'new' END, 0 FROM version;
+INSERT INTO job (id, key, subject_type, subject_id, stage, queue, state, attempt, max_attempts, not_before, progress,
+    reason, outcome, created_at)
+    VALUES (1, 'version:2:evaluate:1', 'version', 2, 'evaluate', 'cpu', 'queued', 0, 3, 0, 0, '', '{}', 0);
+INSERT INTO rollout (id, model_id, fleet, number, variant, artifact_digest, from_number, status, reason, settings, wave,
+    step, state, actor, revision, created_at)
+    VALUES (1, 1, '{}', 2, 'original', 'new', 1, 'running', '', '{}', 1, 1, '{}', '', 1, 0);
+INSERT INTO rollout_step (id, rollout_id, number, action, detail, observations, actor, created_at)
+    VALUES (1, 1, 1, 'assign', '{}', '{}', '', 0)
+"""
 
 
 def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
@@ -123,7 +177,7 @@ def test_writers_wait_for_each_other(database: Database, open_again: Callable[[]
 def test_check_names_an_old_schema(tmp_path: Path) -> None:
     """A database without this release's schema is refused with what to do."""
     database = Database(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(Unavailable, match="revision none, this release needs 0001"):
+    with pytest.raises(Unavailable, match="revision none, this release needs 0002"):
         database.check()
     database.close()
 

@@ -1,0 +1,324 @@
+"""Variants: opened when their version is ready, moved by their jobs, each for itself; none ever holds its version back.
+
+Every verb takes an open transaction and never commits; locks go version, variant, jobs. Whoever commits sends the jobs
+that a verb returns; what is not sent, the dispatcher finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import String, and_, cast, exists, func, literal, or_, select
+from sqlmodel import col
+
+from weighbridge.registry import events, jobs, lifecycle, versions, workers_seen
+from weighbridge.registry.db import Session, insert_into, insert_or_skip
+from weighbridge.registry.errors import NotFound
+from weighbridge.registry.lifecycle import (
+    QUEUES,
+    JobState,
+    Stage,
+    VariantJob,
+    VariantPlan,
+    VariantStatus,
+    Verdict,
+    VersionStatus,
+    kind_queue,
+)
+from weighbridge.registry.models import Alias, Job, Model, Recipe, Variant, VariantTensor, Version
+from weighbridge.registry.recipe import NEEDS_CUDA, STREAMED, Policy, VariantWish
+from weighbridge.registry.recipe import Recipe as Wishes
+from weighbridge.registry.schemas import VariantTensor as WireTensor
+from weighbridge.storage import names
+
+ORIGINAL = "original"
+_OPEN = (JobState.QUEUED, JobState.RUNNING)
+_MEMORY = 3
+"""Times the checkpoint's bytes: what a method that does not stream holds of the original, the variant and its work."""
+
+
+def open_all(tx: Session, version: Version, recipe: Wishes, model_name: str, *, actor: str) -> list[Job]:
+    """A locked version became ready: open its variants, anew after another judgement. Return their first jobs."""
+    rows = {row.name: row for row in listing(tx, _id(version))}
+    wished = {wish.name: wish for wish in recipe.variants}
+    for name, row in rows.items():
+        if name != ORIGINAL and name not in wished:
+            _retire(tx, version, row, model_name, actor=actor)
+    opened = [_open(tx, version, wish, rows.get(wish.name)) for wish in recipe.variants]
+    original = [rows[ORIGINAL]] if ORIGINAL in rows else []
+    kinds = _kinds(tx, recipe)
+    new: list[Job] = []
+    for row in opened + original:
+        new += _advance(tx, version, row, kinds, model_name, actor=actor)
+    return new
+
+
+def lock(tx: Session, variant_id: int) -> tuple[Version, Variant]:
+    """Return the version and the variant, both rows locked until the transaction's end. Raises NotFound."""
+    version_id = tx.scalars(select(col(Variant.version_id)).where(col(Variant.id) == variant_id)).one_or_none()
+    if version_id is None:
+        raise NotFound("variant", f"with id {variant_id}")
+    version = versions.lock(tx, version_id)
+    variant = tx.get_one(Variant, variant_id, with_for_update={"key_share": True}, populate_existing=True)
+    return version, variant
+
+
+def advance(tx: Session, variant_id: int, *, actor: str, policies: Sequence[Policy] = ()) -> list[Job]:
+    """Draw what follows from the variant's jobs, under both rows' locks: status, event, next jobs. Return the new jobs.
+
+    Nothing follows while its version is not ready. Twice is as good as once. Raises NotFound.
+    """
+    version, variant = lock(tx, variant_id)
+    recipe = wishes(tx, version)
+    model = tx.get_one(Model, version.model_id)
+    new = _advance(tx, version, variant, _kinds(tx, recipe), model.name, actor=actor)
+    return new or _improve(tx, version, tuple(policies))
+
+
+def wishes(tx: Session, version: Version) -> Wishes:
+    """The effective recipe that the version pins."""
+    row = versions.judged_by(tx, version)
+    return Wishes.model_validate(row.effective) if row is not None else Wishes()
+
+
+def listing(tx: Session, version_id: int) -> list[Variant]:
+    """The version's variants, the original first."""
+    mine = select(Variant).where(col(Variant.version_id) == version_id).order_by(col(Variant.id))
+    return list(tx.scalars(mine, execution_options={"populate_existing": True}))
+
+
+def get(tx: Session, version_id: int, name: str) -> Variant:
+    """Raises NotFound."""
+    row = next((row for row in listing(tx, version_id) if row.name == name), None)
+    if row is None:
+        raise NotFound("variant", f"{name} of the version with id {version_id}")
+    return row
+
+
+def shard_files(version: Version, wish: VariantWish) -> list[str]:
+    """The files that are compressed side by side, in the order of their parts; empty: the whole is one job."""
+    if wish.method not in STREAMED:
+        return []
+    paths = sorted(file["path"] for file in version.facts.get("files", ()) if names.is_weights(file["path"]))
+    return paths if len(paths) > 1 else []
+
+
+def record_tensors(tx: Session, variant_id: int, rows: Sequence[WireTensor], judgement: int) -> None:
+    """Write what became of these tensors, in place of what an earlier attempt wrote of them."""
+    if not rows:
+        return
+    insert = insert_into(tx, VariantTensor)
+    keys = ("variant_id", "judgement", "name")
+    taken = {name: insert.excluded[name] for name in WireTensor.model_fields if name not in keys}
+    statement = insert.on_conflict_do_update(index_elements=keys, set_=taken)
+    tx.execute(statement, [{"variant_id": variant_id, "judgement": judgement, **row.model_dump()} for row in rows])
+
+
+def tensors(tx: Session, variant_id: int, judgement: int) -> list[VariantTensor]:
+    """What became of every tensor, by name."""
+    mine = (col(VariantTensor.variant_id) == variant_id, col(VariantTensor.judgement) == judgement)
+    return list(tx.scalars(select(VariantTensor).where(*mine).order_by(col(VariantTensor.name))))
+
+
+def jobs_of(tx: Session, version_id: int) -> dict[str, list[Job]]:
+    """The jobs of every variant of a version, by the variant's name, oldest first."""
+    statement = (
+        select(col(Variant.name), Job)
+        .join(Job, and_(col(Job.subject_type) == "variant", col(Job.subject_id) == col(Variant.id)))
+        .where(col(Variant.version_id) == version_id)
+        .order_by(col(Job.id))
+    )
+    found: dict[str, list[Job]] = {}
+    for name, job in tx.execute(statement, execution_options={"populate_existing": True}):
+        found.setdefault(name, []).append(job)
+    return found
+
+
+def settled(tx: Session, version_id: int) -> bool:
+    """Whether nothing is to come: no variant is pending, none of their jobs is queued or running.
+
+    A benchmark that waits for a kind of worker that is not there does not count: it may wait for ever.
+    """
+    if any(row.status == VariantStatus.PENDING for row in listing(tx, version_id) if row.name != ORIGINAL):
+        return False
+    still = [job for found in jobs_of(tx, version_id).values() for job in found if job.state in _OPEN]
+    kinds = workers_seen.kinds(tx) if still else {}
+    return not any(job.state == JobState.RUNNING or job.stage != Stage.BENCHMARK or job.part in kinds for job in still)
+
+
+def cancel(tx: Session, version_id: int) -> int:
+    """The version is not ready any more: end the jobs of its variants; return how many."""
+    return sum(jobs.cancel(tx, "variant", row.id) for row in listing(tx, version_id) if row.id is not None)
+
+
+def overdue(tx: Session, limit: int = 100) -> list[int]:
+    """Return ids of variants of ready versions that no open job will move, and of those to measure on a new kind.
+
+    Measured late is only what may be served next: the newest ready version of a model, and those that an alias names.
+    """
+    ready = and_(col(Version.id) == col(Variant.version_id), col(Version.status) == VersionStatus.READY)
+    waiting = exists().where(_mine(), col(Job.state).in_(_OPEN), col(Job.key).endswith(_judgement()))
+    stuck = select(col(Variant.id)).join(Version, ready).where(col(Variant.status) == VariantStatus.PENDING)
+    found = stuck.where(col(Variant.name) != ORIGINAL, ~waiting)
+    if kinds := workers_seen.measured_kinds(tx):
+        return [row for row in tx.scalars(found.union(_unmeasured(ready, kinds)).limit(limit)) if row is not None]
+    return [row for row in tx.scalars(found.limit(limit)) if row is not None]
+
+
+def _unmeasured(ready: Any, kinds: Sequence[str]) -> Any:
+    """The ready variants that a live kind of worker has no job for, of versions that are measured and matter."""
+    key = literal("variant:") + cast(col(Variant.id), String) + f":{Stage.BENCHMARK}:"
+    missing = [~exists().where(col(Job.key) == key + kind + _judgement()) for kind in kinds]
+    newest = select(func.max(col(Version.id))).where(col(Version.status) == VersionStatus.READY)
+    named = exists().where(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
+    matters = or_(col(Version.id).in_(newest.group_by(col(Version.model_id))), named)
+    measured = func.coalesce(
+        col(Recipe.effective)["benchmark"].as_boolean(), func.json_array_length(col(Recipe.effective)["variants"]) > 0
+    )
+    return (
+        select(col(Variant.id))
+        .join(Version, ready)
+        .join(Recipe, col(Recipe.id) == col(Version.recipe_id))
+        .where(col(Variant.status) == VariantStatus.READY, matters, measured, or_(*missing))
+    )
+
+
+def _mine() -> Any:
+    return and_(col(Job.subject_type) == "variant", col(Job.subject_id) == col(Variant.id))
+
+
+def _judgement() -> Any:
+    """How the keys of the present judgement's jobs end."""
+    return literal(":") + cast(col(Version.judgement), String)
+
+
+def _id(row: Version | Variant) -> int:
+    assert row.id is not None
+    return row.id
+
+
+def _improve(tx: Session, version: Version, policies: tuple[Policy, ...]) -> list[Job]:
+    """When nothing more is to come, fleets that serve this version may get better variants of it."""
+    # Late: rollouts choose among variants, and this is the one way back.
+    from weighbridge.registry import rollouts
+
+    if version.status != VersionStatus.READY or not settled(tx, _id(version)):
+        return []
+    rollout = rollouts.improve(tx, version.model_id, policies)
+    return jobs.of(tx, "rollout", rollout.id, states=[JobState.QUEUED]) if rollout and rollout.id is not None else []
+
+
+def _kinds(tx: Session, recipe: Wishes) -> list[str]:
+    return workers_seen.measured_kinds(tx) if recipe.measured else []
+
+
+def _open(tx: Session, version: Version, wish: VariantWish, row: Variant | None) -> Variant:
+    """The variant's row, pending, with nothing of an earlier judgement."""
+    said = wish.model_dump(mode="json")
+    if row is None:
+        fresh = insert_or_skip(tx, Variant(version_id=_id(version), name=wish.name, wish=said))
+        assert fresh is not None, "the version is locked"
+        return fresh
+    if row.status != VariantStatus.PENDING:
+        lifecycle.check(VariantStatus(row.status), VariantStatus.PENDING)
+    row.status, row.reason, row.wish, row.facts = VariantStatus.PENDING, "", said, {}
+    row.artifact_digest, row.size = None, 0
+    tx.flush()
+    return row
+
+
+def _retire(tx: Session, version: Version, row: Variant, model: str, *, actor: str) -> None:
+    """A variant of an earlier judgement that the present recipe does not ask for."""
+    if row.status != VariantStatus.NOT_APPLICABLE:
+        row.status = VariantStatus.PENDING
+        reason = "the recipe that judges the version now does not ask for it"
+        _move(tx, version, row, VariantPlan(VariantStatus.NOT_APPLICABLE, reason), model, actor=actor)
+
+
+def _advance(
+    tx: Session, version: Version, variant: Variant, kinds: Sequence[str], model: str, *, actor: str
+) -> list[Job]:
+    status = VariantStatus(variant.status)
+    if version.status != VersionStatus.READY or (variant.name == ORIGINAL and status is not VariantStatus.READY):
+        return []
+    wish = VariantWish.model_validate(variant.wish) if variant.wish else None
+    views = _views(tx, version, variant)
+    shards = max(1, len(shard_files(version, wish))) if wish else 1
+    plan = lifecycle.plan_variant(status, variant.reason, jobs=views, shards=shards, kinds=kinds)
+    _move(tx, version, variant, plan, model, actor=actor)
+    if plan.status is VariantStatus.READY and plan.status is not status:
+        plan = lifecycle.plan_variant(plan.status, plan.reason, jobs=views, kinds=kinds)
+    return _insert_jobs(tx, version, variant, wish, plan.jobs)
+
+
+def _views(tx: Session, version: Version, variant: Variant) -> list[VariantJob]:
+    """The jobs of the present judgement, in the words of `plan_variant`."""
+    columns = (col(Job.stage), col(Job.part), col(Job.state), col(Job.verdict), col(Job.reason))
+    mine = (col(Job.subject_type) == "variant", col(Job.subject_id) == variant.id)
+    statement = select(*columns).where(*mine, col(Job.key).endswith(f":{version.judgement}"))
+    return [
+        VariantJob(Stage(stage), part, JobState(state), Verdict(verdict) if verdict else None, reason)
+        for stage, part, state, verdict, reason in tx.execute(statement.order_by(col(Job.id)))
+    ]
+
+
+def _move(tx: Session, version: Version, variant: Variant, plan: VariantPlan, model: str, *, actor: str) -> None:
+    """Change the status and say so; a reason alone is only noted."""
+    old = VariantStatus(variant.status)
+    variant.reason = plan.reason
+    if plan.status is not old:
+        lifecycle.check(old, plan.status)
+        variant.status = plan.status
+        events.record(
+            tx,
+            f"variant.{plan.status}",
+            model=model,
+            version=version.number,
+            subject=f"variant:{variant.id}",
+            before={"status": str(old)},
+            after={"name": variant.name, "status": str(plan.status), "artifact": variant.artifact_digest},
+            actor=actor,
+            reason=plan.reason,
+        )
+    tx.add(variant)
+    tx.flush()
+
+
+def _insert_jobs(
+    tx: Session, version: Version, variant: Variant, wish: VariantWish | None, wanted: Sequence[tuple[Stage, str]]
+) -> list[Job]:
+    inserted = []
+    for stage, part in wanted:
+        queue, needs = _place(tx, version, wish, stage, part)
+        inserted.append(
+            jobs.insert(
+                tx,
+                key=f"variant:{variant.id}:{stage}:{part}:{version.judgement}",
+                subject_type="variant",
+                subject_id=_id(variant),
+                stage=stage,
+                part=part,
+                queue=queue,
+                needs=needs,
+            )
+        )
+    return [job for job in inserted if job is not None]
+
+
+def _place(
+    tx: Session, version: Version, wish: VariantWish | None, stage: Stage, part: str
+) -> tuple[str, Mapping[str, Any]]:
+    """Where a job goes, and what it needs: for building and comparing only what a live worker has.
+
+    Else it would wait for ever; so a worker without it says that the variant is not applicable, or that it failed.
+    """
+    if stage is Stage.BENCHMARK:
+        return kind_queue(part), {"kind": part}
+    assert wish is not None, "the original is only measured"
+    cuda = {"device": "cuda"}
+    if wish.method in NEEDS_CUDA and workers_seen.can(tx, cuda, workers_seen.GPU):
+        return workers_seen.GPU, cuda
+    queue = QUEUES[Stage.COMPRESS]
+    memory = {} if wish.method in STREAMED else {"memory": _MEMORY * version.size}
+    return queue, memory if workers_seen.can(tx, memory, queue) else {}
