@@ -16,11 +16,17 @@ from weighbridge.registry.schemas import Metric as WireMetric
 
 
 def store_artifact(
-    tx: Session, version_id: int, variant: str = "original", *, artifact_digest: str, blobs: Mapping[str, int]
+    tx: Session,
+    version_id: int,
+    variant: str = "original",
+    *,
+    artifact_digest: str,
+    blobs: Mapping[str, int],
+    size: int = 0,
 ) -> Variant:
     """Note a variant's artifact and every blob that a host needs for it ({digest: bytes}; the manifest is added).
 
-    The variant stays pending: the version's judgement makes it ready.
+    `size`: bytes of its weights. The variant stays pending: the version's judgement, or its own jobs, make it ready.
     """
     needed = {artifact_digest: -1, **blobs}
     blob = insert_into(tx, Blob)
@@ -37,7 +43,7 @@ def store_artifact(
     )
     fresh = Variant(version_id=version_id, name=variant, artifact_digest=artifact_digest)
     row = insert_or_skip(tx, fresh) or find_variant(tx, version_id, variant)
-    row.artifact_digest, row.status, row.reason = artifact_digest, VariantStatus.PENDING, ""
+    row.artifact_digest, row.status, row.reason, row.size = artifact_digest, VariantStatus.PENDING, "", size
     tx.flush()
     return row
 

@@ -96,12 +96,11 @@ def get(tx: Session, version_id: int, name: str) -> Variant:
     return row
 
 
-def shard_files(version: Version, wish: VariantWish) -> list[str]:
-    """The files that are compressed side by side, in the order of their parts; empty: the whole is one job."""
+def shards(version: Version, wish: VariantWish) -> int:
+    """How many jobs compress the variant side by side: one for every file of weights, where the method streams."""
     if wish.method not in STREAMED:
-        return []
-    paths = sorted(file["path"] for file in version.facts.get("files", ()) if names.is_weights(file["path"]))
-    return paths if len(paths) > 1 else []
+        return 1
+    return max(1, sum(names.is_weights(file["path"]) for file in version.facts.get("files", ())))
 
 
 def record_tensors(tx: Session, variant_id: int, rows: Sequence[WireTensor], judgement: int) -> None:
@@ -244,8 +243,8 @@ def _advance(
         return []
     wish = VariantWish.model_validate(variant.wish) if variant.wish else None
     views = _views(tx, version, variant)
-    shards = max(1, len(shard_files(version, wish))) if wish else 1
-    plan = lifecycle.plan_variant(status, variant.reason, jobs=views, shards=shards, kinds=kinds)
+    count = shards(version, wish) if wish else 1
+    plan = lifecycle.plan_variant(status, variant.reason, jobs=views, shards=count, kinds=kinds)
     _move(tx, version, variant, plan, model, actor=actor)
     if plan.status is VariantStatus.READY and plan.status is not status:
         plan = lifecycle.plan_variant(plan.status, plan.reason, jobs=views, kinds=kinds)

@@ -7,15 +7,20 @@ import pytest
 from weighbridge.registry import lifecycle
 from weighbridge.registry.lifecycle import (
     TRANSITIONS,
+    VARIANT_TRANSITIONS,
     IllegalTransition,
     JobState,
     JobView,
     Plan,
     RolloutStatus,
     Stage,
+    VariantJob,
+    VariantPlan,
+    VariantStatus,
     Verdict,
     VersionStatus,
     plan,
+    plan_variant,
 )
 
 V, S = VersionStatus, Stage
@@ -110,6 +115,78 @@ def test_transitions_are_complete() -> None:
     for old, allowed in TRANSITIONS.items():
         assert all(type(new) is type(old) for new in allowed)
         assert old not in allowed
+
+
+P = VariantStatus.PENDING
+BUILD = [(S.COMPRESS, ""), (S.EVALUATE, "")]
+SHARDED = [(S.COMPRESS, "0"), (S.COMPRESS, "1"), (S.ASSEMBLE, ""), (S.EVALUATE, "")]
+
+
+def variant_jobs(order: list[tuple[Stage, str]], *outcomes: JobState | Verdict) -> list[VariantJob]:
+    """The first jobs of a variant, in the order in which they come."""
+    return [
+        VariantJob(stage, part, seen.state, seen.verdict, seen.reason)
+        for (stage, part), outcome in zip(order, outcomes, strict=False)
+        for seen in [job(stage, outcome)]
+    ]
+
+
+VARIANT_TABLE = [
+    # order, outcomes so far → plan
+    (BUILD, [], VariantPlan(P, "", ((S.COMPRESS, ""),))),
+    (BUILD, [QUEUED], VariantPlan(P, "")),
+    (BUILD, [RUNNING], VariantPlan(P, "")),
+    (BUILD, [JobState.CANCELLED], VariantPlan(P, "")),
+    (BUILD, [FAILED], VariantPlan(VariantStatus.FAILED, "compress did not finish: compress error")),
+    (BUILD, [Verdict.REJECTED], VariantPlan(VariantStatus.FAILED, "compress says")),
+    (BUILD, [Verdict.NOT_APPLICABLE], VariantPlan(VariantStatus.NOT_APPLICABLE, "compress says")),
+    (BUILD, [PASSED], VariantPlan(P, "compress says", ((S.EVALUATE, ""),))),
+    (BUILD, [PASSED, RUNNING], VariantPlan(P, "compress says")),
+    (BUILD, [PASSED, PASSED], VariantPlan(VariantStatus.READY, "evaluate says")),
+    (BUILD, [PASSED, Verdict.REJECTED], VariantPlan(VariantStatus.REJECTED, "evaluate says")),
+    (BUILD, [PASSED, Verdict.NOT_APPLICABLE], VariantPlan(VariantStatus.NOT_APPLICABLE, "evaluate says")),
+    (BUILD, [PASSED, FAILED], VariantPlan(VariantStatus.FAILED, "evaluate did not finish: evaluate error")),
+    (SHARDED, [], VariantPlan(P, "", ((S.COMPRESS, "0"), (S.COMPRESS, "1")))),
+    (SHARDED, [PASSED], VariantPlan(P, "", ((S.COMPRESS, "1"),))),
+    (SHARDED, [PASSED, RUNNING], VariantPlan(P, "")),
+    (SHARDED, [RUNNING, Verdict.NOT_APPLICABLE], VariantPlan(VariantStatus.NOT_APPLICABLE, "compress says")),
+    (SHARDED, [PASSED, PASSED], VariantPlan(P, "compress says", ((S.ASSEMBLE, ""),))),
+    (SHARDED, [PASSED, PASSED, Verdict.REJECTED], VariantPlan(VariantStatus.FAILED, "assemble says")),
+    (SHARDED, [PASSED, PASSED, PASSED], VariantPlan(P, "assemble says", ((S.EVALUATE, ""),))),
+    (SHARDED, [PASSED, PASSED, PASSED, PASSED], VariantPlan(VariantStatus.READY, "evaluate says")),
+]
+
+
+@pytest.mark.parametrize(("order", "outcomes", "expected"), VARIANT_TABLE)
+def test_plan_variant(
+    order: list[tuple[Stage, str]], outcomes: list[JobState | Verdict], expected: VariantPlan
+) -> None:
+    """Compress, assemble what was sharded, evaluate: each step waits for the one before, and every end is legal."""
+    jobs, shards = variant_jobs(order, *outcomes), 2 if order is SHARDED else 1
+    for turned in (jobs, jobs[::-1]):
+        assert plan_variant(P, "", jobs=turned, shards=shards, kinds=["aa"]) == expected
+    if expected.status is not P:
+        lifecycle.check(P, expected.status)
+
+
+def test_a_ready_variant_is_measured_once_a_kind() -> None:
+    """Whatever a benchmark says, the status stays; a kind that is there already is not measured again."""
+    seen = VariantJob(S.BENCHMARK, "aa", FAILED, None, "never quiet")
+    ready = VariantPlan(VariantStatus.READY, "fine", ((S.BENCHMARK, "bb"),))
+    assert plan_variant(VariantStatus.READY, "fine", jobs=[seen], kinds=["aa", "bb"]) == ready
+
+
+@pytest.mark.parametrize("status", [VariantStatus.FAILED, VariantStatus.NOT_APPLICABLE, VariantStatus.REJECTED])
+def test_an_ended_variant_plans_nothing(status: VariantStatus) -> None:
+    """It is not measured either."""
+    late = variant_jobs(BUILD, PASSED, PASSED)
+    assert plan_variant(status, "why", jobs=late, kinds=["aa"]) == VariantPlan(status, "why")
+
+
+def test_variant_transitions_are_complete() -> None:
+    """Every status has its row; a new judgement opens every end again."""
+    assert set(VARIANT_TRANSITIONS) == set(VariantStatus)
+    assert all(P in VARIANT_TRANSITIONS[status] for status in VariantStatus if status is not P)
 
 
 def test_every_active_rollout_can_end() -> None:

@@ -63,6 +63,13 @@ def test_a_recipe_is_read() -> None:
         ("lane: &a [*a]", "recipe.yaml line 1: aliases (*name) are not read"),
         (b"lane: \xff", "recipe.yaml: not UTF-8 text (byte 6)"),
         ("lane: fast\x00", "recipe.yaml"),
+        ("variants:\n  - bf16\n  - int3", "line 3: variants.1.method: Input should be 'bf16'"),
+        ("variants:\n  - {method: bf16, gruop: 4}", "line 2: variants.0.gruop: Extra inputs are not permitted"),
+        ("lane: fast\nvariants: [bf16, bf16]", "line 2: variants: Value error, bf16 stands there twice"),
+        ("variants:\n  - method: bf16\n    name: original", "line 2: variants.0: Value error, `original` is the"),
+        ("variants:\n  - method: bf16\n    recover: {}", "line 2: variants.0: Value error, recover: bf16 has nothing"),
+        ("variants:\n  - method: prune-wanda\n    sparsity: 1", "line 3: variants.0.sparsity: Input should be less"),
+        ("objective:\n  best: speed", "line 2: objective.best: Input should be 'latency'"),
     ],
 )
 def test_a_wrong_recipe_names_line_and_field(text: str | bytes, message: str) -> None:
@@ -108,6 +115,13 @@ OVERRULED = [
         Policy(gates=(Gate(metric="f1", min=0.8),)),
         "gates.f1.min: 0.1 is overruled by the policy (min = 0.8)",
     ),
+    ("quality: {keep: 0.5}", Policy(min_keep=0.9), "quality.keep: 0.5 is overruled by the policy (min_keep = 0.9)"),
+    (
+        "variants: [{method: bf16, quality: {keep: 0.7}}]",
+        Policy(min_keep=0.9),
+        "variants.bf16.quality.keep: 0.7 is overruled by the policy (min_keep = 0.9)",
+    ),
+    ("variants: [bf16, fp16]", Policy(variants=False), "variants: bf16, fp16: overruled by the policy (variants ="),
     ("program: {factory: 'os:system'}", NO_POLICY, "program: factory:os:system is not allowed"),
 ]
 
@@ -120,6 +134,7 @@ def test_a_recipe_cannot_weaken_the_policy(text: str, policy: Policy, word: str)
     again, _ = effective(merged, policy)
     assert again.rollout == merged.rollout
     assert again.lane == merged.lane
+    assert (again.variants, again.quality) == (merged.variants, merged.quality)
 
 
 def test_a_recipe_may_ask_for_less() -> None:
@@ -129,6 +144,29 @@ def test_a_recipe_may_ask_for_less() -> None:
     assert ignored == []
     assert merged.gates == (Gate(metric="f1", min=0.5), Gate(metric="f1", min=0.9))
     assert merged.rollout.bake == 99
+
+
+def test_a_quality_below_the_policys_is_raised() -> None:
+    """In every variant, and silently where the recipe asked for nothing."""
+    merged, ignored = effective(parse("variants: [bf16, {method: fp16, quality: {keep: 0.9}}]"), Policy(min_keep=0.999))
+    assert merged.quality.keep == 0.999
+    assert merged.variants[0].quality is None
+    assert merged.variants[1].quality is not None
+    assert merged.variants[1].quality.keep == 0.999
+    assert len(ignored) == 1
+    assert effective(parse("variants: [bf16]"), Policy(variants=False))[0].measured is False
+
+
+def test_variants_are_named_by_their_method() -> None:
+    """A bare method is a wish with its defaults; two of one method need names; versions are then measured."""
+    recipe = parse(
+        "variants: [bf16, {method: int4-groups, group: 64}, {method: int4-groups, name: coarse, group: 128}]"
+    )
+    assert [(wish.name, wish.group) for wish in recipe.variants] == [("bf16", 32), ("int4-groups", 64), ("coarse", 128)]
+    assert recipe.measured
+    assert not parse("").measured
+    assert parse("benchmark: true").measured
+    assert not parse("{variants: [bf16], benchmark: false}").measured
 
 
 def test_the_first_policy_that_matches_counts() -> None:
