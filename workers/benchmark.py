@@ -1,0 +1,360 @@
+"""The stage *benchmark*: how fast an artifact is on this machine, beside the original. No Celery, no SQL.
+
+Each runs in a fresh process, the original in two: what differs between those is no difference. A busy machine gives no
+fact: its rounds are measured again, and in the end the verdict is *noisy*. The original against itself is the A/A run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+from weighbridge.engines import hardware
+from weighbridge.engines.hardware import Hardware, NoSuchDevice
+from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.protocols import BlobPath
+from weighbridge.registry.lifecycle import Verdict
+from weighbridge.registry.schemas import Benchmark
+from weighbridge.workers.benchmarking import contention, report, statistics
+from weighbridge.workers.benchmarking.children import Child, ChildFailed
+from weighbridge.workers.benchmarking.contention import Watch
+from weighbridge.workers.benchmarking.gpu import Gpu
+from weighbridge.workers.benchmarking.machine import Alone, Machine
+from weighbridge.workers.benchmarking.measure import (
+    AGAIN,
+    CANDIDATE,
+    ORIGINAL,
+    Depth,
+    Measurement,
+    Mode,
+    Result,
+    Wish,
+)
+from weighbridge.workers.benchmarking.rounds import Course, Noisy
+from weighbridge.workers.outcome import Outcome
+
+_ENCODINGS = {"torchao": "torchao"}
+"""What an encoding needs installed besides the engine."""
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """One variant on one device. BLAKE3 digests: of the two manifests, and of an eval.safetensors to take inputs of.
+
+    `artifact` equal to `original` is the A/A run, and the original's own measurement.
+    """
+
+    artifact: str
+    original: str
+    device: str = "cpu"
+    threads: int = 1
+    factories: tuple[str, ...] = ()
+    dataset: str | None = None
+    """None: synthetic inputs."""
+    modes: tuple[Mode, ...] = ()
+    """On top of the one that a host serves in (eager, or onnxruntime). Compiling takes from seconds to minutes."""
+    depth: Depth = "quick"
+    seconds: float = 3.0
+    """To measure for, beside starting and loading; modes come on top, and slow programs take what five rounds take."""
+    slo: float | None = None
+    """Seconds that p99 of the server scenario must keep; None: measure.SLO_FACTOR times the original's p99."""
+    tries: int = 3
+    """Times that a busy machine is tried."""
+
+
+@dataclass
+class _Job:
+    """What the parts of one call share."""
+
+    task: BenchmarkTask
+    kind: Hardware
+    cache: BlobPath
+    watch: Watch
+    gpu: Gpu | None
+    progress: Callable[[float], None]
+    done: float = 0.0
+    cold: dict[str, Any] = field(default_factory=dict)
+
+    def beat(self) -> None:
+        """Say that it goes on; raises what the caller's progress raises, which ends the stage."""
+        self.progress(self.done)
+
+
+def benchmark(
+    task: BenchmarkTask,
+    *,
+    cache: BlobPath,
+    progress: Callable[[float], None] | None = None,
+    machine: Machine | None = None,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Measure; passed and noisy carry `benchmark`, a schemas.Benchmark as JSON, in their facts.
+
+    `progress` is called with the share done, 0 to 1, at least every second, also while the machine is waited for.
+    `machine` is held alone while anything is measured; None: it is ours already. Raises only what `cache` and
+    `progress` raise.
+    """
+    try:
+        kind = hardware.describe(task.device)
+        gpu = Gpu(task.device) if kind.device == "cuda" else None
+    except NoSuchDevice as missing:
+        return Outcome.not_applicable(str(missing))
+    job = _Job(task, kind, cache, watch or Watch(), gpu, progress or (lambda _: None))
+    try:
+        if missing_engine := _missing(job):
+            return Outcome.not_applicable(missing_engine)
+        with ExitStack() as held:
+            lease = held.enter_context(machine.alone(job.beat)) if machine is not None else None
+            return _measure(job, lease)
+    except ChildFailed as failed:
+        return _failed(failed)
+    finally:
+        if gpu is not None:
+            gpu.close()
+
+
+def _failed(failed: ChildFailed) -> Outcome:
+    if failed.kind == "input":
+        return Outcome.not_applicable(f"there is nothing to measure with: {failed}")
+    return Outcome.rejected(f"the artifact does not run: {failed}")
+
+
+def _missing(job: _Job) -> str:
+    """What an artifact needs and this machine has not; empty where nothing is missing."""
+    for digest in (job.task.original, job.task.artifact):
+        manifest = _manifest(job, digest)
+        needed = [_engine(manifest)]
+        if manifest.encoding is not None and manifest.encoding.kind in _ENCODINGS:
+            needed.append(_ENCODINGS[manifest.encoding.kind])
+        for name in needed:
+            if name not in job.kind.engines:
+                return f"the variant {manifest.variant} needs {name}, which is not installed here"
+    return ""
+
+
+def _measure(job: _Job, lease: Alone | None) -> Outcome:
+    """Try until the machine is quiet for long enough, `tries` times."""
+    started = time.monotonic()
+    with ExitStack() as running:
+        children = _start(job, running)
+        course = Course(children, job.watch, lease, job.gpu, job.beat)
+        reason, result = "", Result()
+        for number in range(1, job.task.tries + 1):
+            job.done = 0.4 + 0.5 * (number - 1) / job.task.tries
+            job.beat()
+            measurement = Measurement(course, _wish(job), job.gpu)
+            try:
+                result = measurement.run()
+            except Noisy as noisy:
+                reason = f"try {number} of {job.task.tries}: {noisy}"
+                result = measurement.result
+                continue
+            row = _row(job, course, result, started)
+            job.progress(1.0)
+            return Outcome.passed(_said(row), {"benchmark": row.model_dump(mode="json")})
+        row = _row(job, course, result, started).model_copy(update={"status": "invalid_noisy", "reason": reason})
+        return Outcome(Verdict.NOISY, reason, {"benchmark": row.model_dump(mode="json")})
+
+
+def _start(job: _Job, running: ExitStack) -> dict[str, Child]:
+    """The processes, warm and loaded. They import side by side, which costs seconds each, and load one by one."""
+    digests = {ORIGINAL: job.task.original, AGAIN: job.task.original}
+    if job.task.artifact != job.task.original:
+        digests[CANDIDATE] = job.task.artifact
+    threads, device = job.task.threads, job.task.device
+    children = {name: running.enter_context(Child(threads, job.beat)) for name in digests}
+    for name, child in children.items():
+        child.send("start", engine=_engine(_manifest(job, digests[name])), device=device, threads=threads)
+    for child in children.values():
+        child.answer()
+    for number, (name, child) in enumerate(children.items(), start=1):
+        job.cold[name] = child.ask("load", **_order(job, digests[name]))
+        job.done = 0.3 + 0.1 * number / len(children)
+        job.beat()
+    return children
+
+
+def _order(job: _Job, digest: str) -> dict[str, Any]:
+    manifest, task = _manifest(job, digest), job.task
+    blobs = {blob: str(job.cache(blob)) for blob in manifest.blobs() if blob != manifest.golden.digest}
+    return {
+        "manifest": str(job.cache(digest)),
+        "blobs": blobs,
+        "factories": list(task.factories),
+        "threads": task.threads,
+        "dataset": None if task.dataset is None else str(job.cache(task.dataset)),
+    }
+
+
+def _manifest(job: _Job, digest: str) -> Manifest:
+    return Manifest.model_validate_json(job.cache(digest).read_bytes())
+
+
+def _engine(manifest: Manifest) -> str:
+    return manifest.engine.get("name", "torch")
+
+
+def _wish(job: _Job) -> Wish:
+    cold = job.cold[_candidate(job)]
+    serving: Mode = "onnxruntime" if _engine(_manifest(job, job.task.artifact)) == "onnxruntime" else "eager"
+    return Wish(
+        serving=serving,
+        modes=[mode for mode in job.task.modes if mode != serving],
+        depth=job.task.depth,
+        seconds=job.task.seconds,
+        slo=job.task.slo,
+        fixed=cold["fixed"],
+        memory=job.kind.memory_bytes,
+    )
+
+
+def _candidate(job: _Job) -> str:
+    return CANDIDATE if CANDIDATE in job.cold else AGAIN
+
+
+def _row(job: _Job, course: Course, result: Result, started: float) -> Benchmark:
+    """The measurement as the registry records it. Of a noisy one only what was measured before it was given up."""
+    single = next((row for row in result.rows if row.scenario == "single_stream"), None)
+    cold, found = job.cold[_candidate(job)], single.finding if single else ""
+    return Benchmark(
+        artifact_digest=job.task.artifact,
+        kind=job.kind.kind,
+        hardware=job.kind.model_dump(),
+        status="valid",
+        p50=single and single.p50,
+        p99=single and single.p99,
+        throughput=result.best or None,
+        memory=_memory(job, course, result),
+        energy=result.energy,
+        load_seconds=cold["load"] + cold["first"],
+        speedup=_hidden(result.latency, result.spread),
+        throughput_ratio=_hidden(result.throughput, result.spread),
+        spread=result.spread or None,
+        finding=found,
+        rows=result.rows,
+        environment=_environment(job, course, result) | {"seconds": round(time.monotonic() - started, 3)},
+        source=socket.gethostname(),
+        measured_at=datetime.now(UTC),
+    )
+
+
+def _hidden(compared: statistics.Comparison | None, spread: float) -> float | None:
+    """1.0 for what the spread hides."""
+    if compared is None:
+        return None
+    return 1.0 if statistics.finding(compared, spread) == "same" else compared.ratio
+
+
+def _memory(job: _Job, course: Course, result: Result) -> int:
+    """Peak bytes: on a GPU what torch's allocator took there, or the whole process as NVML sees it; else resident."""
+    child = course.children[_candidate(job)]
+    said = child.ask("memory")
+    if job.gpu is not None:
+        said["process"] = job.gpu.memory(child.pid)
+    result.details["memory"] = said
+    return int(said.get("reserved") or said.get("process") or said["peak"])
+
+
+def _environment(job: _Job, course: Course, result: Result) -> dict[str, Any]:
+    distributions = ("torch", "torchao", "onnxruntime", "numpy", "weighbridge")
+    versions = {name: metadata.version(name) for name in distributions if _installed(name)}
+    latency = result.latency
+    return {
+        "versions": versions | {"python": platform.python_version(), "kernel": platform.release()},
+        "threads": job.task.threads,
+        "depth": job.task.depth,
+        "inputs": job.cold[_candidate(job)]["inputs"],
+        "cold": {name: {part: cold[part] for part in ("load", "first")} for name, cold in job.cold.items()},
+        "processor_mhz": _clocks(),
+        "speedup_interval": [latency.low, latency.high] if latency else None,
+        "contention": contention.worst(course.readings),
+        "rounds_spoilt": len(course.reasons),
+        "gave_way": course.gave_way,
+        "notes": result.notes,
+        **result.details,
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _clocks() -> list[float]:
+    """What the processors say that they run at, now."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+
+
+def _said(row: Benchmark) -> str:
+    ratio = "as fast as the original" if row.finding == "same" else f"{row.speedup:.2f} × the original's speed"
+    return f"p50 {row.p50:.3g} s, p99 {row.p99:.3g} s, {row.throughput:,.0f} rows a second, {ratio}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure an artifact of local blobs: `python -m weighbridge.workers.benchmark ARTIFACT --blobs FOLDER`.
+
+    Ends with 0 when it was measured, 3 when the machine was too busy, 1 when it cannot be measured.
+    """
+    from weighbridge.storage.blobs import Blobs
+    from weighbridge.storage.urls import open_store
+
+    args = _arguments(argv)
+    blobs = Blobs(open_store(args.blobs.resolve().as_uri()))
+    task = BenchmarkTask(
+        artifact=args.artifact,
+        original=args.against or args.artifact,
+        device=args.device,
+        threads=args.threads,
+        factories=tuple(args.factories),
+        dataset=args.dataset,
+        modes=tuple(args.modes),
+        depth="full" if args.full else "quick",
+        seconds=args.seconds,
+        slo=args.slo,
+        tries=args.tries,
+    )
+    outcome = benchmark(task, cache=lambda digest: args.blobs / blobs.key(digest), machine=Machine(args.machine))
+    rows = [Benchmark.model_validate(outcome.facts["benchmark"])] if "benchmark" in outcome.facts else []
+    report.show(rows)
+    print(f"{outcome.verdict}: {outcome.reason}", file=sys.stderr)
+    if args.json is not None:
+        args.json.write_text(json.dumps([row.model_dump(mode="json") for row in rows], indent=1) + "\n")
+    return {Verdict.PASSED: 0, Verdict.NOISY: 3}.get(outcome.verdict, 1)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="weighbridge.workers.benchmark", description=main.__doc__)
+    parser.add_argument("artifact", help="digest of the manifest")
+    parser.add_argument("--against", metavar="ORIGINAL", help="digest of the original's manifest; else against itself")
+    parser.add_argument("--blobs", type=Path, required=True, help="the folder that holds blobs/")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the engine, on a CPU")
+    parser.add_argument("--factories", nargs="*", default=[], help="patterns of allowed package.module:factory")
+    parser.add_argument("--dataset", help="digest of an eval.safetensors whose inputs are used")
+    parser.add_argument("--modes", nargs="*", default=[], choices=get_args(Mode), help="besides the one hosts serve in")
+    parser.add_argument("--seconds", type=float, default=BenchmarkTask.seconds, help="to measure for, beside loading")
+    parser.add_argument("--full", action="store_true", help="sweep more batches, callers and rates")
+    parser.add_argument("--slo", type=float, help="seconds that p99 must keep in the server scenario")
+    parser.add_argument("--tries", type=int, default=BenchmarkTask.tries, help="times that a busy machine is tried")
+    parser.add_argument("--machine", type=Path, help="folder of the machine's lease, shared with its workers")
+    parser.add_argument("--json", type=Path, help="write what `weighbridge benchmark import` reads")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,267 @@
+"""The measurement: which scenario when, for how long, and what rows come of it. The budget goes to one stream first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from weighbridge.engines.hardware import memory_limit
+from weighbridge.registry.schemas import BenchmarkRow
+from weighbridge.workers.benchmarking import statistics
+from weighbridge.workers.benchmarking.children import ChildFailed
+from weighbridge.workers.benchmarking.gpu import IDLE_SECONDS, Gpu
+from weighbridge.workers.benchmarking.rounds import Course, Noisy, Seen
+from weighbridge.workers.benchmarking.statistics import Comparison
+
+Mode = Literal["eager", "compiled", "cuda_graph", "onnxruntime"]
+Depth = Literal["quick", "full"]
+
+ORIGINAL, AGAIN, CANDIDATE = "original", "again", "candidate"
+SHARES = {"single_stream": 0.5, "offline": 0.25, "server": 0.15, "closed": 0.1}
+"""Of the budget. An extra mode gets half of the first two on top."""
+BATCHES: Mapping[Depth, tuple[int, ...]] = {"quick": (1, 8, 32, 128), "full": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)}
+CALLERS: Mapping[Depth, tuple[int, ...]] = {"quick": (2, 4), "full": (2, 4, 8, 16, 32)}
+TRIALS: Mapping[Depth, int] = {"quick": 3, "full": 7}
+HELPS = 1.05
+"""A larger batch must bring this much more rows a second, or the sweep ends."""
+SLO_FACTOR = 2.0
+"""The server scenario's bound where none is given: so many times the *original's* single-stream p99, so that every
+variant of a version is held to one bound, which leaves a request room to wait for one other."""
+_MOST_QUERIES = 2000
+_WARM_SHARE = 0.04
+_ENERGY_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to measure: `serving` is the mode in which a host runs the candidate, `modes` come on top."""
+
+    serving: Mode
+    modes: Sequence[Mode]
+    depth: Depth
+    seconds: float
+    slo: float | None
+    fixed: int | None
+    """The only batch that the program takes; None: any."""
+    memory: int
+    """Bytes of the device."""
+
+
+@dataclass
+class Result:
+    """What came of one try."""
+
+    rows: list[BenchmarkRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    spread: float = 0.0
+    latency: Comparison | None = None
+    throughput: Comparison | None = None
+    """The candidate's best rows a second over the original's best, with the interval at the candidate's batch."""
+    best: float = 0.0
+    batch: int = 1
+    energy: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Measurement:
+    """One try. `base` is what the candidate is compared with; in an A/A run the candidate is the original again."""
+
+    def __init__(self, course: Course, wish: Wish, gpu: Gpu | None) -> None:
+        self._course, self._wish, self._gpu = course, wish, gpu
+        self._names = tuple(name for name in (ORIGINAL, CANDIDATE, AGAIN) if name in course.children)
+        self._candidate = CANDIDATE if CANDIDATE in course.children else AGAIN
+        self._unit = wish.fixed or 1
+        self._first = Seen()
+        self.result = Result()
+
+    def run(self) -> Result:
+        """Everything. Raises Noisy; ChildFailed where the candidate or the original does not run at all."""
+        bound = self._single_stream()
+        self._offline(self._wish.serving, SHARES["offline"] * self._wish.seconds)
+        self._aside("server", lambda: self._server(bound))
+        self._aside("closed", self._closed)
+        if self._gpu is not None:
+            self._device(self._gpu)
+        for mode in self._wish.modes:
+            self._extra(mode)
+        return self.result
+
+    def _single_stream(self) -> float:
+        """The latency bound of the server scenario."""
+        for child in self._course.children.values():
+            child.ask("warm", batch=self._unit, seconds=_WARM_SHARE * self._wish.seconds)
+        seen = self._course.rounds(self._names, batch=self._unit, seconds=SHARES["single_stream"] * self._wish.seconds)
+        against_itself = seen.faster(AGAIN, ORIGINAL)
+        self.result.spread = statistics.spread(against_itself)
+        if self.result.spread > self._course.limits.spread:
+            raise Noisy(f"two runs of the original differ by {self.result.spread:.0%}")
+        self.result.latency = statistics.compare(seen.faster(self._candidate, ORIGINAL))
+        original = statistics.summary(seen.latencies[ORIGINAL])
+        self.result.details |= {"original": original, "rounds": seen.rounds, "against_itself": against_itself}
+        self._row("single_stream", self._wish.serving, seen, self._unit, self.result.latency)
+        self._first = seen
+        return self._wish.slo or SLO_FACTOR * original["p99"]
+
+    def _offline(self, mode: Mode, seconds: float, *, paired: bool = True) -> None:
+        """Larger batches while they bring more rows a second for either; in the serving mode that is the headline."""
+        names = (ORIGINAL, self._candidate) if paired else (self._candidate,)
+        batches = self._batches() if mode == self._wish.serving else [self.result.batch]
+        best: dict[str, float] = dict.fromkeys(names, 0.0)
+        for batch in batches:
+            try:
+                if self._too_large(batch):
+                    break
+                seen = self._batch(mode, names, batch, seconds / len(batches))
+            except ChildFailed as failed:
+                if failed.kind != "memory" or batch == batches[0]:
+                    raise
+                self.result.notes.append(f"offline: the batch was lowered from {batch}: {failed}")
+                break
+            compared = statistics.compare(seen.more(self._candidate, ORIGINAL)) if paired else None
+            row = self._row("offline", mode, seen, batch, compared)
+            if mode == self._wish.serving and row.throughput > self.result.best:
+                self.result.best, self.result.batch, self.result.throughput = row.throughput, batch, compared
+            rates = {name: statistics.compare(seen.throughputs[name]).ratio for name in names}
+            if all(rates[name] < HELPS * best[name] for name in names):
+                break
+            best = {name: max(best[name], rates[name]) for name in names}
+        if mode == self._wish.serving:
+            self._headline(best)
+
+    def _batch(self, mode: Mode, names: Sequence[str], batch: int, seconds: float) -> Seen:
+        """One stream of the smallest batch is measured already."""
+        if mode == self._wish.serving and batch == self._unit:
+            return self._first
+        return self._course.rounds(names, batch=batch, seconds=seconds)
+
+    def _headline(self, best: Mapping[str, float]) -> None:
+        """Best against best: each at the batch that suits it. The interval keeps its width."""
+        paired = self.result.throughput
+        assert paired is not None, "an offline run ends with a row or an exception"
+        shift = self.result.best / max(best[ORIGINAL], 1e-12) / paired.ratio
+        self.result.throughput = Comparison(paired.ratio * shift, paired.low * shift, paired.high * shift)
+        self.result.details["original"]["throughput"] = best[ORIGINAL]
+
+    def _batches(self) -> list[int]:
+        return [self._wish.fixed] if self._wish.fixed else list(BATCHES[self._wish.depth])
+
+    def _too_large(self, batch: int) -> bool:
+        """Whether the growth since the last batch says that this one will not fit: the kernel's end of a process that
+        takes too much cannot be caught."""
+        if batch == self._unit:
+            return False
+        limit = memory_limit()
+        room = 0.5 * min(self._wish.memory, limit or self._wish.memory)
+        last = max((row.batch for row in self.result.rows if row.scenario == "offline"), default=1)
+        for name in (ORIGINAL, self._candidate):
+            said = self._course.children[name].ask("memory")
+            need = max(said["peak"], said.get("reserved", 0)) * batch / last
+            if need > room:
+                reason = f"{name} would need up to {need / (1 << 30):.1f} GiB of {room / (1 << 30):.1f}"
+                self.result.notes.append(f"offline: the batch stays at {last}: at {batch} the {reason}")
+                return True
+        return False
+
+    def _server(self, bound: float) -> None:
+        """Bisect for the highest rate whose p99 within the bound is proven."""
+        single = next(row for row in self.result.rows if row.scenario == "single_stream")
+        low, high, found = 0.0, 1 / single.mean, None
+        share = SHARES["server"] * self._wish.seconds / TRIALS[self._wish.depth]
+        for trial in range(TRIALS[self._wish.depth]):
+            rate = (low + high) / 2
+            # Some seconds more than the share: a proof that is cut short proves nothing.
+            seconds = max(share, 1.2 * statistics.queries_needed(500)[0] / rate)
+            if seconds > max(share, 0.5 * self._wish.seconds):
+                self.result.notes.append(f"server: 459 requests at {rate:.3g} a second take longer than the budget")
+                return
+            order = {"rate": rate, "bound": bound, "most": _MOST_QUERIES, "seconds": seconds, "seed": trial}
+            answer = self._course.once(self._candidate, "server", **order)
+            if answer["proven"]:
+                low, found = rate, (rate, answer)
+            else:
+                high = rate
+        self.result.details["server_bound"] = bound
+        if found is None:
+            self.result.notes.append(f"server: no rate down to {high:.3g} a second kept p99 within {bound:.3g} s")
+            return
+        self._add("server", self._wish.serving, found[1], batch=self._unit, rate=found[0])
+
+    def _closed(self) -> None:
+        counts = CALLERS[self._wish.depth]
+        seconds = SHARES["closed"] * self._wish.seconds / len(counts)
+        for callers in counts:
+            order = {"batch": self._unit, "seconds": seconds, "least": 3, "callers": callers}
+            answer = self._course.once(self._candidate, "closed", **order)
+            self._add("closed", self._wish.serving, answer, batch=self._unit, concurrency=callers)
+
+    def _aside(self, scenario: str, run: Any) -> None:
+        """What is no headline is left out, and said, instead of spoiling the rest."""
+        try:
+            run()
+        except Noisy as noisy:
+            self.result.notes.append(f"{scenario}: left out, the machine was busy: {noisy}")
+
+    def _extra(self, mode: Mode) -> None:
+        """One stream and the headline's batch in another mode, beside the original in the same mode where it can."""
+        paired = self._switch(ORIGINAL, mode)
+        if not self._switch(self._candidate, mode):
+            return
+        names = (ORIGINAL, self._candidate) if paired else (self._candidate,)
+        half = 0.5 * self._wish.seconds
+        for name in names:
+            self._course.children[name].ask("warm", batch=self._unit, seconds=_WARM_SHARE * self._wish.seconds)
+        seen = self._course.rounds(names, batch=self._unit, seconds=half * SHARES["single_stream"])
+        compared = statistics.compare(seen.faster(self._candidate, ORIGINAL)) if paired else None
+        self._row("single_stream", mode, seen, self._unit, compared)
+        self._offline(mode, half * SHARES["offline"], paired=paired)
+
+    def _switch(self, name: str, mode: Mode) -> bool:
+        seconds = 0.0
+        for batch in {self._unit, self.result.batch}:  # every shape is compiled apart, and before it is measured
+            try:
+                seconds += self._course.children[name].ask("switch", mode=mode, batch=batch)["seconds"]
+            except ChildFailed as failed:
+                if failed.kind == "died":
+                    raise
+                self.result.notes.append(f"{mode}: {name} was left out: {failed}")
+                return False
+        self.result.details.setdefault("switch_seconds", {})[f"{mode} {name}"] = seconds
+        return True
+
+    def _device(self, gpu: Gpu) -> None:
+        """Device time by events; joule per row above idle, over some seconds of the headline's batch."""
+        child = self._course.children[self._candidate]
+        time = child.ask("device_time", batch=self._unit, count=100)["seconds"]
+        self.result.details |= {"device_seconds_p50": time, "clocks": gpu.clocks()}
+        idle, before = gpu.idle_watts(), gpu.joules()
+        order = {"batch": self.result.batch, "seconds": _ENERGY_SECONDS, "least": 1, "callers": 1}
+        answer = child.ask("closed", **order)
+        after = gpu.joules()
+        if idle is None or before is None or after is None:
+            return
+        above = after - before - idle * answer["seconds"]
+        self.result.energy = max(0.0, above) / (len(answer["latencies"]) * self.result.batch)
+        self.result.details["idle"] = {"watts": idle, "seconds": IDLE_SECONDS}
+
+    def _row(self, scenario: str, mode: Mode, seen: Seen, batch: int, compared: Comparison | None) -> BenchmarkRow:
+        throughput = statistics.compare(seen.throughputs[self._candidate]).ratio
+        finding = statistics.finding(compared, self.result.spread) if compared else ""
+        return self._append(
+            scenario, mode, seen.latencies[self._candidate], throughput, batch=batch,
+            ratio=compared.ratio if compared else None, finding=finding,
+        )  # fmt: skip
+
+    def _add(self, scenario: str, mode: Mode, answer: Mapping[str, Any], **fields: Any) -> None:
+        latencies = answer["latencies"]
+        self._append(scenario, mode, latencies, fields["batch"] * len(latencies) / answer["seconds"], **fields)
+
+    def _append(
+        self, scenario: str, mode: Mode, latencies: Sequence[float], throughput: float, **fields: Any
+    ) -> BenchmarkRow:
+        row = BenchmarkRow(
+            scenario=cast("Any", scenario), mode=mode, count=len(latencies), throughput=throughput,
+            histogram=statistics.histogram(latencies), **statistics.summary(latencies), **fields,
+        )  # fmt: skip
+        self.result.rows.append(row)
+        return row

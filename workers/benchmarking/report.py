@@ -1,0 +1,45 @@
+"""A benchmark as a table for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from weighbridge.registry.schemas import Benchmark, BenchmarkRow
+
+_COLUMNS = ("scenario", "mode", "batch", "callers", "rate/s", "p50 ms", "p99 ms", "rows/s", "× original", "finding")
+
+
+def show(benchmarks: Sequence[Benchmark]) -> None:
+    """Print each as one table on stdout; a pipe gets wide lines, so that nothing is cut."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    for one in benchmarks:
+        title = f"{one.artifact_digest[:12]} on {one.hardware.get('label', one.kind)}: {one.status}"
+        table = Table(*_COLUMNS, title=title, box=None, pad_edge=False, title_justify="left")
+        for column in table.columns[2:]:
+            column.justify = "right"
+        for row in one.rows:
+            table.add_row(*_cells(row))
+        console.print(table)
+        console.print("\n".join(_lines(one)), markup=False)
+
+
+def _cells(row: BenchmarkRow) -> list[str]:
+    rate = "" if row.rate is None else f"{row.rate:,.0f}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+    times = [f"{seconds * 1000:.3f}" for seconds in (row.p50, row.p99)]
+    head = [row.scenario, row.mode, f"{row.batch}", f"{row.concurrency}", rate]
+    return [*head, *times, f"{row.throughput:,.0f}", ratio, row.finding]
+
+
+def _lines(one: Benchmark) -> list[str]:
+    """What belongs to no row."""
+    spread = "" if one.spread is None else f"A/A spread {one.spread:.1%}, "
+    cold = f"load and first answer {one.load_seconds or 0:.2f} s, peak memory {(one.memory or 0) / 1e6:.1f} MB"
+    lines = [spread + cold]
+    if one.energy is not None:
+        lines.append(f"{one.energy * 1000:.3g} mJ a row above idle")
+    return [*lines, *one.environment.get("notes", []), *([one.reason] if one.reason else [])]
