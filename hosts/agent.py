@@ -11,7 +11,9 @@ import itertools
 import logging
 import threading
 from functools import partial
+from typing import Any
 
+from weighbridge.engines.hardware import NoSuchDevice, describe
 from weighbridge.engines.manifest import Manifest
 from weighbridge.hosts.children import ChildProgram
 from weighbridge.hosts.daemon_thread import in_daemon_thread
@@ -34,6 +36,18 @@ _SETTLE = 0.005
 """Seconds that news are collected for, so that one switch is one report."""
 
 
+def device_facts(setting: str) -> dict[str, Any]:
+    """What this host serves on, and as what kind the registry chooses variants for it; "" is a kind nobody measured.
+
+    A device that cannot be described is no reason to stay away: loading on it says what is wrong, where it is seen.
+    """
+    try:
+        return {**describe(setting).model_dump(mode="json"), "setting": setting}
+    except (NoSuchDevice, NotImplementedError, OSError) as exc:
+        log.warning("cannot describe device %s, so originals are served here: %s", setting, exc)
+        return {"kind": "", "device": setting}
+
+
 class Agent:
     """Everything of a host but its HTTP face. `url`: where that face is; informative."""
 
@@ -49,7 +63,7 @@ class Agent:
         program: ChildProgram = ChildProgram(),  # noqa: B008  it is frozen
     ) -> None:
         self._folder, self._settings, self._slots = folder, settings, slots
-        enrolment = Enrolment(name=name, url=url, labels=settings.labels, device={"kind": settings.device})
+        enrolment = Enrolment(name=name, url=url, labels=settings.labels, device=device_facts(settings.device))
         once = settings.enrolment_token
         self._member = Membership(folder, open_client, enrolment, once.get_secret_value() if once else None)
         self._cache = BlobCache(folder.blobs)

@@ -47,7 +47,10 @@ class _Held:
 
 
 class MemoryHost:
-    """Enrols at once; `converge` is one breath of the agent: ask what to hold, hold it, report."""
+    """Enrols at once; `converge` is one breath of the agent: ask what to hold, hold it, report.
+
+    `kind`: the hardware fingerprint that it claims to be of (engines.hardware); empty: it gets originals.
+    """
 
     def __init__(
         self,
@@ -56,10 +59,11 @@ class MemoryHost:
         *,
         name: str,
         labels: Mapping[str, str] | None = None,
+        kind: str = "",
         load: Callable[[Manifest, BlobPath], Session] = load,
     ) -> None:
         self._client, self._cache, self._load = client, BlobCache(folder), load
-        enrolled = client.enrol(Enrolment(name=name, labels=dict(labels or {})))
+        enrolled = client.enrol(Enrolment(name=name, labels=dict(labels or {}), device={"kind": kind}))
         self.id, self._epoch = enrolled.id, enrolled.epoch
         self._held: dict[str, _Held] = {}
         self._generations: dict[str, int] = {}

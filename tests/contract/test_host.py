@@ -21,6 +21,7 @@ from fixtures.hosting import (
     until,
 )
 
+from weighbridge.engines.hardware import describe
 from weighbridge.hosts.errors import NotReady
 from weighbridge.registry import hosts
 
@@ -55,6 +56,16 @@ def test_it_holds_what_is_wanted_and_swaps(api: Api, host: HostUnderTest) -> Non
         return False
 
     until(host, gone)
+
+
+def test_it_says_what_kind_of_device_it_serves_on(api: Api, host: HostUnderTest) -> None:
+    """By its fingerprint, which variants are chosen by; the one in memory claims none."""
+    until(host, lambda: host.id)
+    device = api.client().host(host.id).device
+    if isinstance(host, InMemory):
+        assert device == {"kind": ""}
+    else:
+        assert device == {**describe("cpu").model_dump(mode="json"), "setting": "cpu"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from weighbridge.cli.versions import Reason
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Client
-    from weighbridge.registry.schemas import Event, Host
+    from weighbridge.registry.schemas import Event, Host, ObservedSlot
 
 PANEL = "Fleet"
 
@@ -56,8 +56,8 @@ def hosts(context: typer.Context, json: session.Json = False) -> None:
     if json:
         output.emit(found)
         return
-    columns = ("host", "state", "url", "labels", "last heard", "serves")
-    rows = ((h.name, h.state, h.url, output.pairs(h.labels), _heard(h), _serves(h)) for h in found)
+    columns = ("host", "state", "url", "labels", "hardware", "last heard", "serves")
+    rows = ((h.name, h.state, h.url, output.pairs(h.labels), hardware(h), _heard(h), serves(h)) for h in found)
     output.table(columns, rows, empty="no hosts: start one with `weighbridge host`")
 
 
@@ -133,10 +133,20 @@ def _heard(host: Host) -> str:
     return "never" if host.silent_seconds is None else f"{host.silent_seconds:.0f} s ago"
 
 
-def _serves(host: Host) -> str:
+def hardware(host: Host) -> str:
+    """What it serves on, in words; the setting where that could not be described."""
+    return str(host.device.get("label") or host.device.get("device") or "")
+
+
+def serves(host: Host) -> str:
+    """`digits: 3 as int8 live, 2 standby`; the original goes without saying."""
     parts = []
     for assignment in host.assignments:
         slots = assignment.observed.slots if assignment.observed else []
-        states = ", ".join(f"{slot.version} {slot.state}" for slot in slots) or "nothing yet"
+        states = ", ".join(f"{_named(slot)} {slot.state}" for slot in slots) or "nothing yet"
         parts.append(f"{assignment.model}: {states}")
     return "; ".join(parts)
+
+
+def _named(slot: ObservedSlot) -> str:
+    return str(slot.version) if slot.variant == "original" else f"{slot.version} as {slot.variant}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,16 +65,24 @@ def start(
     version: Annotated[
         int | None, typer.Argument(metavar="VERSION", help="A number; else the newest ready one.")
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="This variant for every host; else each kind gets what is measured best for it.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--with", metavar="NAME=VALUE", help="Override the recipe: bake=0, waves=[1].")
     ] = None,
     reason: Reason = "",
     json: session.Json = False,
 ) -> None:
-    """Roll a version out. Example: weighbridge rollouts start digits 4 --with bake=60 -m "hotfix\""""
+    """Roll a version out, or other variants of the version that is served.
+
+    Examples: weighbridge rollouts start digits 4 --with bake=60 -m "hotfix"; weighbridge rollouts start digits
+    --variant onnx-int8-dynamic
+    """
     wishes: dict[str, Any] = dict(map(session.parse_setting, settings or ()))
     with session.of(context).client() as client:
-        _tell(client.start_rollout(model, version, settings=wishes, reason=reason), json=json)
+        chosen = {"variant": variant} if variant is not None else {}
+        _tell(client.start_rollout(model, version, settings=wishes, reason=reason, **chosen), json=json)
 
 
 def _decision(verb: Verb, text: str) -> None:
@@ -96,12 +105,20 @@ _decision("approve", "Let a rollout begin that waits for approval.")
 def table(found: list[Rollout]) -> None:
     """Print rollouts in one table."""
     rows = (
-        (r.id, r.model, r.number, r.from_number, r.status, f"{r.wave}/{len(r.waves)}", output.pairs(r.fleet), r.actor,
-         r.created_at, r.reason)
+        (r.id, r.model, r.number, shown(r.variants), r.from_number, r.status, f"{r.wave}/{len(r.waves)}",
+         output.pairs(r.fleet), r.actor, r.created_at, r.reason)
         for r in found
     )  # fmt: skip
-    columns = ("rollout", "model", "version", "from", "status", "wave", "fleet", "by", "started", "reason")
+    columns = ("rollout", "model", "version", "variants", "from", "status", "wave", "fleet", "by", "started", "reason")
     output.table(columns, rows, empty="no rollouts")
+
+
+def shown(variants: dict[str, str]) -> str:
+    """`onnx-int8-dynamic (1 kind), original (others)`; only the name where every kind gets the same."""
+    others = variants.get("", "")
+    counts = Counter(name for kind, name in variants.items() if kind and name != others)
+    parts = [f"{name} ({count} kind{'s' if count > 1 else ''})" for name, count in sorted(counts.items())]
+    return ", ".join([*parts, f"{others} (others)"]) if parts else others
 
 
 def _tell(rollout: Rollout, *, json: bool) -> None:
