@@ -125,7 +125,8 @@ def _array(result: Any, spec: TensorSpec) -> Array:
     if size == 0:
         return np.empty(shape, dtype=ml_dtypes.bfloat16)
     bits = ctypes.cast(result.data_ptr(), ctypes.POINTER(ctypes.c_uint16))
-    return np.ctypeslib.as_array(bits, (size,)).copy().view(ml_dtypes.bfloat16).reshape(shape)
+    array: Array = np.ctypeslib.as_array(bits, (size,)).copy().view(ml_dtypes.bfloat16).reshape(shape)
+    return array
 
 
 def _runtime(manifest: Manifest) -> Any:

@@ -225,4 +225,4 @@ def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 
 
 def _content(array: Array) -> str:
-    return f"{array.dtype}{array.shape}{blake3(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()}"
+    return f"{array.dtype}{array.shape}{blake3(array.tobytes()).hexdigest()}"

@@ -155,7 +155,7 @@ def _by_groups(held: Mapping[str, onnx.TensorProto], weight: str, shape: Sequenc
     packed = numpy_helper.to_array(held[f"{weight}_Q{bits}"])
     scale = numpy_helper.to_array(held[f"{weight}_scales"]).reshape(columns, -1, 1)
     size = packed.nbytes + scale.nbytes
-    zero = np.float32(2 ** (bits - 1))
+    zero: Array = np.array(2 ** (bits - 1), dtype=np.float32)
     if f"{weight}_zero_points" in held:
         raw = numpy_helper.to_array(held[f"{weight}_zero_points"])
         size += raw.nbytes
