@@ -221,6 +221,50 @@ def test_what_was_sent_is_sent_again_when_nobody_claims_it(database: Database) -
         assert jobs.in_flight(tx, "cpu") == 1
 
 
+def test_a_job_goes_to_a_worker_that_can_run_it(database: Database) -> None:
+    """One that lacks a device, the kind or memory leaves it, with the reason, for another; no attempt is used up."""
+    needs = {"device": "cuda", "kind": "h100", "memory": 1 << 30}
+    with database.transaction() as tx:
+        job = jobs.insert(
+            tx,
+            key="variant:1:benchmark:h100:1",
+            subject_type="variant",
+            subject_id=1,
+            stage=Stage.BENCHMARK,
+            part="h100",
+            needs=needs,
+            queue="kind.h100",
+        )
+        assert job is not None
+        assert job.id is not None
+        assert jobs.queues_due(tx) == ["kind.h100"]
+        jobs.mark_sent(tx, [job.id])
+        small = {"device": "cpu", "kind": "xeon", "memory": 1 << 20}
+        assert jobs.claim(tx, job.id, "small", 30, small) is None
+        left = jobs.get(tx, job.id)
+        assert (left.state, left.attempt, left.sent_at) == ("queued", 0, None)
+        assert left.reason == (
+            "waits for another worker: small cannot run it: it needs device cuda, it has cpu; kind h100, it has xeon; "
+            "1,073,741,824 bytes of memory, it has 1,048,576"
+        )
+        assert jobs.queues_due(tx) == []
+        assert 0 < left.not_before - db.clock(tx) < 10
+        jobs.wake(tx, "variant", 1)
+        claim = jobs.claim(tx, job.id, "big", 30, {**needs, "memory": 1 << 40})
+        assert claim is not None
+        assert (claim.part, claim.stage, claim.attempt) == ("h100", Stage.BENCHMARK, 1)
+
+
+def test_a_job_without_needs_goes_to_anyone(database: Database) -> None:
+    """And one that nobody says anything about is claimed as ever."""
+    assert jobs.unmet({}, {}) == ""
+    assert jobs.unmet({"kind": "a"}, {"device": "cpu"}) == "kind a, it has none"
+    job_id = queue(database)
+    with database.transaction() as tx:
+        assert jobs.claim(tx, job_id, "worker", 30, {"device": "cpu"}) is not None
+        assert jobs.claim(tx, 99, "worker", 30, {"device": "cpu"}) is None
+
+
 def test_two_dispatchers_send_different_jobs(postgres_url: str) -> None:
     """On PostgreSQL a dispatcher skips what another is about to send. (On SQLite it waits for it.)"""
     database = Database(postgres_url)

@@ -64,13 +64,16 @@ def kinds(database: Database) -> list[str]:
 def test_recording_writes_everything_at_once(database: Database) -> None:
     """Version, pinned files, checkpoint, first job and event are there together, or none of them."""
     eval_pin = Ref("digits/eval.safetensors", 10, "eval", "v1", "2026-01-01T00:00:00+00:00")
-    result = recorded(database, "a", eval_pin=eval_pin, unproven=True)
+    train_pin = Ref("digits/train.safetensors", 20, "train", "v2", "2026-01-01T00:00:00+00:00")
+    result = recorded(database, "a", eval_pin=eval_pin, train_pin=train_pin, unproven=True)
     assert result.created
     assert [(job.key, job.queue, job.state) for job in result.jobs] == [("version:1:validate:1", "cpu", "queued")]
     version = look(database)
     assert (version.number, version.status, version.size, version.unproven) == (1, "discovered", 64, True)
     assert version.eval_pin is not None
     assert Ref(**version.eval_pin) == eval_pin
+    assert version.train_pin is not None
+    assert Ref(**version.train_pin) == train_pin
     with database.read() as tx:
         assert [(file.key, file.etag) for file in versions.files(tx, 1)] == [("digits/a.safetensors", "etag-a")]
         checkpoint = checkpoints.lookup(tx, "digits", "a.safetensors")
@@ -383,7 +386,7 @@ def test_one_rollout_at_a_time(database: Database) -> None:
 
     def roll(status: str, fleet: str = "{}") -> None:
         with database.transaction() as tx:
-            tx.add(Rollout(model_id=1, number=1, artifact_digest="aa", status=status, fleet=fleet))
+            tx.add(Rollout(model_id=1, number=1, status=status, fleet=fleet))
 
     for status in ("finished", "rolled_back", "running", "aborted"):
         roll(status)
