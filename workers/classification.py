@@ -1,7 +1,9 @@
 """Accuracy, precision, recall and F1 of a classifier, streamed: counts per class, so memory is O(classes).
 
 Macro averages are over the classes that occur in labels or predictions, a quotient by zero is 0, as in scikit-learn.
-Plain counting in numpy: the metric libraries bring scikit-learn or lightning along for these six lines.
+Plain counting in numpy, not torchmetrics: its float32 quotients make 540 right of 600 0.8999999762, which fails a gate
+of 0.9; its counts go through a matrix of classes², 8 GB at 32,768 classes; importing it costs 1.2 s and 110 MB (it
+brings matplotlib and scipy), where most sets are classes. The tests hold these numbers against scikit-learn's.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[Any]
 MAX_CLASSES = 1 << 20
 
 
@@ -52,16 +56,27 @@ class ClassCounts:
         size = max(self._predicted.size, self._actual.size)
         right, predicted, actual = (_padded(one, size) for one in (self._right, self._predicted, self._actual))
         seen = np.flatnonzero(predicted + actual)
-        precision, recall = _quotient(right, predicted), _quotient(right, actual)
-        f1 = _quotient(2 * right, predicted + actual)
+        precision, recall, f1 = _by_class(right, predicted, actual)
+        averages = macro(right, predicted, actual)
         return Scores(
             accuracy=float(right.sum() / count),
-            precision=float(precision[seen].mean()),
-            recall=float(recall[seen].mean()),
-            f1=float(f1[seen].mean()),
+            precision=averages[0],
+            recall=averages[1],
+            f1=averages[2],
             count=count,
             classes={int(c): (float(precision[c]), float(recall[c]), float(f1[c]), int(actual[c])) for c in seen},
         )
+
+
+def macro(right: Numbers, predicted: Numbers, actual: Numbers) -> tuple[float, float, float]:
+    """Precision, recall and F1 of counts per class (or of weights), the mean over the classes that occur."""
+    seen = predicted + actual > 0
+    precision, recall, f1 = (float(scores[seen].mean()) for scores in _by_class(right, predicted, actual))
+    return precision, recall, f1
+
+
+def _by_class(right: Numbers, predicted: Numbers, actual: Numbers) -> tuple[Floats, Floats, Floats]:
+    return _quotient(right, predicted), _quotient(right, actual), _quotient(2 * right, predicted + actual)
 
 
 def _plus(counts: Counts, classes: Counts) -> Counts:
@@ -74,5 +89,5 @@ def _padded(counts: Counts, size: int) -> Counts:
     return np.pad(counts, (0, size - counts.size))
 
 
-def _quotient(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:
+def _quotient(part: Numbers, whole: Numbers) -> Floats:
     return np.divide(part, whole, out=np.zeros(part.size), where=whole > 0)

@@ -2,7 +2,7 @@
 
 What no gate asks for and nobody can measure is *not applicable*. But where gates stand, an evaluation set that is
 absent or wrong rejects, naming its rule: a gate without evidence is not passed, and the registry takes *not applicable*
-for "go on".
+for "go on". A variant is judged against its original instead: `compare`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from typing import Any, get_args
 
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import Manifest, TensorSpec
-from weighbridge.engines.protocols import Array, BlobPath, Session
-from weighbridge.registry.recipe import Gate
+from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.protocols import BlobPath
+from weighbridge.registry.recipe import Gate, Quality, Task
 from weighbridge.registry.schemas import GateResult, Metric
-from weighbridge.storage.safetensors_header import MalformedHeader, ShortFile, header_length, parse_header
-from weighbridge.workers.classification import ClassCounts, Scores
+from weighbridge.workers.evaluation import gates, runs, tasks
+from weighbridge.workers.evaluation.bootstrap import ERRORS
+from weighbridge.workers.evaluation.compare import CompareTask, compare
+from weighbridge.workers.evaluation.datasets import BadDataset, open_dataset
 from weighbridge.workers.outcome import Outcome
 
-LABELS = "labels"
-BATCH_BYTES = 16 << 20
-"""Bytes of inputs in one batch, and at most BATCH_ROWS rows."""
-BATCH_ROWS = 256
-_SLICED = 100
-"""Classes beyond this many get no metrics of their own."""
-METRICS = ("accuracy", "precision", "recall", "f1")
+__all__ = ["Champion", "CompareTask", "EvaluateTask", "compare", "evaluate", "main"]
 
 
 @dataclass(frozen=True)
@@ -56,16 +49,23 @@ class EvaluateTask:
     champion: Champion | None = None
     factories: tuple[str, ...] = ()
     device: str = "cpu"
+    task: Task = "classification"
 
 
-class BadDataset(Exception):
-    """The evaluation set breaks a rule; the message names the tensor and the rule."""
+@dataclass(frozen=True)
+class Scores:
+    """What an artifact scores: by metric over all rows, and by slices."""
+
+    values: Mapping[str, float]
+    slices: list[Metric]
+    rows: int
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float], None] | None = None) -> Outcome:
     """Score an artifact and judge its gates; `progress` is called with the share done, 0 to 1.
 
-    `cache` gives a blob as a local file. Raises only what that raises (a retry may cure it).
+    `cache` gives a blob as a local file. Raises only what that raises, and MemoryError (a retry may cure both).
     """
     if task.dataset is None:
         return _unmeasured(task, "there is no eval.safetensors")
@@ -74,27 +74,39 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     except BadDataset as wrong:
         return _unmeasured(task, f"eval.safetensors: {wrong}")
     except EngineError as wrong:
+        if runs.out_of_memory(wrong):
+            raise MemoryError(str(wrong)) from wrong
         return Outcome.rejected(f"the artifact does not run on eval.safetensors: {wrong}")
+    if not scores.values:
+        return _unmeasured(task, f"{task.task} has no metric of its own without labels of classes in eval.safetensors")
     compared = _champion(task, task.dataset, cache)
-    results = [result for gate in task.gates for result in _judge(gate, scores, compared)]
-    facts = {"dataset_digest": task.dataset, "count": scores.count, "evidence": {"evaluated": True}}
+    results = [result for gate in task.gates for result in _judge(gate, scores.values, compared)]
+    facts: dict[str, Any] = {"dataset_digest": task.dataset, "count": scores.rows, "evidence": {"evaluated": True}}
+    facts |= {"notes": list(scores.notes)} if scores.notes else {}
     rows: dict[str, Any] = {"gates": results, "metrics": _metrics(scores, task.dataset)}
     failed = [result.reason for result in results if result.verdict == "failed"]
     if failed:
         return Outcome.rejected("; ".join(failed), facts, **rows)
-    return Outcome.passed(f"accuracy {scores.accuracy:.4g}, F1 {scores.f1:.4g} on {scores.count:,} rows", facts, **rows)
+    said = ", ".join(
+        f"{_SAID.get(name, name)} {value:.4g}" for name, value in scores.values.items() if name not in _LONG
+    )
+    return Outcome.passed(f"{said} on {scores.rows:,} rows", facts, **rows)
+
+
+_SAID = {"f1": "F1", "r2": "R²"}
+_LONG = ("precision", "recall")
 
 
 def _unmeasured(task: EvaluateTask, reason: str) -> Outcome:
     facts = {"dataset_digest": task.dataset, "evidence": {"evaluated": False}}
     if not task.gates:
         return Outcome.not_applicable(reason, facts)
-    gates = [
-        GateResult(gate=f"{gate.metric}.{bound}", verdict="failed", limit=limit, reason=reason)
+    results = [
+        gates.unmeasured(f"{gate.metric}.{bound}", limit, reason)
         for gate in task.gates
         for bound, limit in _bounds(gate)
     ]
-    return Outcome.rejected(f"the gates cannot be judged: {reason}", facts, gates=gates)
+    return Outcome.rejected(f"the gates cannot be judged: {reason}", facts, gates=results)
 
 
 @dataclass(frozen=True)
@@ -117,41 +129,40 @@ def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> _Compared:
         scores = _score(champion.artifact, dataset, task, cache, None)
     except (BadDataset, EngineError) as wrong:
         return _Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
-    return _Compared(champion.number, {name: float(getattr(scores, name)) for name in METRICS})
+    return _Compared(champion.number, scores.values)
 
 
-def _judge(gate: Gate, scores: Scores, compared: _Compared) -> list[GateResult]:
-    """One result per bound of a gate."""
-    seen = float(getattr(scores, gate.metric))
+def _judge(gate: Gate, scores: Mapping[str, float], compared: _Compared) -> list[GateResult]:
+    """One result per bound of a gate; a metric that the task does not measure fails them."""
     results = []
     for bound, limit in _bounds(gate):
-        if bound == "max_drop":
-            results.append(_judge_drop(gate.metric, limit, seen, compared))
-            continue
-        passed = seen >= limit if bound == "min" else seen <= limit
-        sign = {("min", True): "≥", ("min", False): "<", ("max", True): "≤", ("max", False): ">"}[bound, passed]
-        reason = f"{gate.metric} {_number(seen, limit)} {sign} {_number(limit, seen)} ({bound})"
-        results.append(_result(gate.metric, bound, passed, seen, limit, reason))
+        name = f"{gate.metric}.{bound}"
+        if gate.metric not in scores:
+            results.append(gates.unmeasured(name, limit, f"{gate.metric} is not measured ({', '.join(scores)} are)"))
+        elif bound == "max_drop":
+            results.append(_judge_drop(gate.metric, limit, scores[gate.metric], compared))
+        else:
+            results.append(gates.bound(name, gate.metric, scores[gate.metric], limit, least=bound == "min"))
     return results
 
 
 def _judge_drop(metric: str, limit: float, seen: float, champion: _Compared) -> GateResult:
-    """A champion that cannot be compared with fails the gate; none at all leaves the decision to `min`."""
-    if champion.number is None or champion.reason:
-        reason = f"{metric}: {champion.reason or 'there is no champion to compare with'} (max_drop {limit:g})"
-        verdict = "failed" if champion.reason else "not_applicable"
-        return GateResult(gate=f"{metric}.max_drop", verdict=verdict, limit=limit, reason=reason)
+    """How much worse than the champion: less, or of an error more.
+
+    A champion that cannot be compared with fails the gate; none at all leaves the decision to `min`.
+    """
+    gate = f"{metric}.max_drop"
+    if champion.number is not None and (champion.reason or metric not in champion.scores):
+        reason = champion.reason or f"champion {champion.number} has none on this set"
+        return gates.unmeasured(gate, limit, f"{metric}: {reason} (max_drop {limit:g})")
+    if champion.number is None:
+        reason = f"{metric}: there is no champion to compare with (max_drop {limit:g})"
+        return GateResult(gate=gate, verdict="not_applicable", limit=limit, reason=reason)
     known = champion.scores[metric]
-    drop = known - seen
-    passed = drop <= limit + 1e-12  # 0.9 − 0.8 is a little more than 0.1
-    reason = f"{metric} {seen:.4g} is {abs(drop):.4g} {'below' if drop > 0 else 'above'} champion {champion.number}'s"
-    reason += f" {known:.4g} (max_drop {limit:g})"
-    return _result(metric, "max_drop", passed, drop, limit, reason)
-
-
-def _result(metric: str, bound: str, passed: bool, observed: float, limit: float, reason: str) -> GateResult:
-    verdict = "passed" if passed else "failed"
-    return GateResult(gate=f"{metric}.{bound}", verdict=verdict, observed=observed, limit=limit, reason=reason)
+    drop = seen - known if metric in ERRORS else known - seen
+    reason = f"{metric} {seen:.4g} is {abs(seen - known):.4g} {'below' if seen < known else 'above'} champion"
+    reason += f" {champion.number}'s {known:.4g} (max_drop {limit:g})"
+    return gates.result(gate, drop <= limit + 1e-12, drop, limit, reason)  # 0.9 − 0.8 is a little more than 0.1
 
 
 def _bounds(gate: Gate) -> list[tuple[str, float]]:
@@ -159,140 +170,107 @@ def _bounds(gate: Gate) -> list[tuple[str, float]]:
     return [(name, limit) for name, limit in bounds if limit is not None]
 
 
-def _number(value: float, other: float) -> str:
-    """Two digits, or as many as tell it from the other."""
-    digits = next((digits for digits in range(2, 9) if f"{value:.{digits}f}" != f"{other:.{digits}f}"), 2)
-    return f"{value:.{digits}f}"
-
-
 def _score(
     artifact: str, dataset: str, task: EvaluateTask, cache: BlobPath, progress: Callable[[float], None] | None
 ) -> Scores:
-    """Raises BadDataset, EngineError, LookupError."""
+    """Batch by batch from the mapped file: memory is one batch and its outputs.
+
+    Raises BadDataset, EngineError, LookupError.
+    """
     manifest = Manifest.model_validate_json(cache(artifact).read_bytes())
     session = load(manifest, cache, task.device, task.factories)
     try:
-        return _run(session, cache(dataset), progress)
+        runner = runs.Runner(session)
+        with open_dataset(cache(dataset), session.inputs, task.task) as data:
+            meter = tasks.meter(task.task, session.outputs[0], data.rows)
+            done = 0
+            for inputs, labels in data.batches():
+                rows = runs.count((inputs, labels))
+                answer = runner.answer(inputs, rows)
+                data.learn(answer)
+                meter.add(tasks.targets(task.task, inputs, labels), answer)
+                done += rows
+                if progress is not None:
+                    progress(done / data.rows)
+            return Scores(meter.scores(), meter.slices(), data.rows, runner.notes)
+    except InvalidInput as wrong:
+        raise BadDataset(str(wrong)) from wrong
     finally:
         session.close()
 
 
-def _run(session: Session, path: Path, progress: Callable[[float], None] | None) -> Scores:
-    """Batch by batch from the mapped file: memory is one batch and its outputs."""
-    _check_header(path)
-    counts = ClassCounts()
-    with safe_open(path, "np") as file:
-        count = _check_tensors(file, session.inputs)
-        step = _batch(file, session.inputs, count)
-        slices = {spec.name: file.get_slice(spec.name) for spec in session.inputs}
-        labels = file.get_slice(LABELS)
-        for start in range(0, count, step):
-            rows = slice(start, min(count, start + step))
-            try:
-                outputs = session.infer({name: one[rows] for name, one in slices.items()})
-            except InvalidInput as wrong:
-                raise BadDataset(str(wrong)) from wrong
-            _count(counts, labels[rows], outputs[session.outputs[0].name], session.outputs[0])
-            if progress is not None:
-                progress(rows.stop / count)
-    return counts.scores()
-
-
-def _count(counts: ClassCounts, labels: Array, output: Array, spec: TensorSpec) -> None:
-    """Scores [rows, classes] are decided by their largest; a vector of integers is the decision itself."""
-    if output.ndim == 2 and output.shape[0] == labels.shape[0]:
-        scores = output.astype(np.float64)
-        if np.isnan(scores).any():
-            raise EngineError(f"output {spec.name} holds NaN")
-        predictions = scores.argmax(axis=1)
-    elif output.shape == labels.shape and output.dtype.kind in "iu":
-        predictions = output
-    else:
-        raise BadDataset(f"output {spec.name} is {output.dtype}{list(output.shape)}: no scores per class, no classes")
-    try:
-        counts.add(labels, predictions)
-    except ValueError as wrong:
-        raise BadDataset(f"{LABELS}: {wrong}") from wrong
-
-
-def _check_header(path: Path) -> None:
-    """The library accepts duplicate keys and headers of any size; we do not."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = header_length(file.read(64 << 10), "the file", size)
-            file.seek(8)
-            header = parse_header(file.read(length), "the file")
-        if size != header.expected_size:
-            raise BadDataset(f"the file has {size:,} bytes, {header.expected_size:,} by its header")
-    except (MalformedHeader, ShortFile) as wrong:
-        raise BadDataset(str(wrong)) from wrong
-
-
-def _check_tensors(file: Any, specs: Sequence[TensorSpec]) -> int:
-    """The number of rows. Raises BadDataset."""
-    names, needed = set(file.keys()), {LABELS, *(spec.name for spec in specs)}
-    if missing := sorted(needed - names):
-        raise BadDataset(f"{missing[0]} is missing; it needs {', '.join(sorted(needed))}")
-    try:
-        labels = file.get_slice(LABELS)
-        if len(labels.get_shape()) != 1 or labels.get_dtype() not in ("U8", "I8", "I16", "U16", "I32", "U32", "I64"):
-            raise BadDataset(f"{LABELS} must be a vector of integers, not {labels.get_dtype()}{labels.get_shape()}")
-        count = int(labels.get_shape()[0])
-        for spec in specs:
-            shape = file.get_slice(spec.name).get_shape()
-            if shape[:1] != [count] or spec.shape[:1] != (-1,):
-                raise BadDataset(f"{spec.name} has the shape {shape}; the rule is one row for each of {count} labels")
-    except SafetensorError as wrong:
-        raise BadDataset(str(wrong)) from wrong
-    if not count:
-        raise BadDataset("it has no rows")
-    return count
-
-
-def _batch(file: Any, specs: Sequence[TensorSpec], count: int) -> int:
-    """Rows of a batch: within BATCH_BYTES (8 bytes an element at most) and BATCH_ROWS."""
-    elements = sum(int(np.prod(file.get_slice(spec.name).get_shape()[1:], dtype=np.int64)) for spec in specs)
-    return max(1, min(BATCH_ROWS, count, BATCH_BYTES // max(1, 8 * elements)))
-
-
 def _metrics(scores: Scores, dataset: str) -> list[Metric]:
-    rows = [Metric(name=name, value=getattr(scores, name), dataset_digest=dataset) for name in METRICS]
-    for label, (precision, recall, f1, support) in list(scores.classes.items())[:_SLICED]:
-        values = {"precision": precision, "recall": recall, "f1": f1, "support": float(support)}
-        rows += [
-            Metric(
-                name=name,
-                value=value,
-                slice=f"class={label}",
-                dataset_digest=dataset,
-                unit="rows" * (name == "support"),
-            )
-            for name, value in values.items()
-        ]
-    return rows
+    rows = [Metric(name=name, value=value) for name, value in scores.values.items()]
+    return [row.model_copy(update={"dataset_digest": dataset}) for row in (*rows, *scores.slices)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate an artifact of local blobs: `python -m weighbridge.workers.evaluate ARTIFACT DATASET --blobs FOLDER`."""
+    """Evaluate an artifact of local blobs, or compare it with its original; prints tables, or JSON of everything.
+
+    python -m weighbridge.workers.evaluate ARTIFACT [DATASET] --blobs FOLDER [--against ORIGINAL] [--task TASK]
+    """
     from weighbridge.storage.blobs import Blobs
     from weighbridge.storage.urls import open_store
 
+    args = _arguments().parse_args(argv)
+    blobs = Blobs(open_store(args.blobs.resolve().as_uri()))
+
+    def cache(digest: str) -> Path:
+        path: Path = args.blobs / blobs.key(digest)
+        if not path.exists():
+            raise LookupError(f"{args.blobs} has no blob {digest}")
+        return path
+
+    common: dict[str, Any] = {"task": args.task, "factories": tuple(args.factories), "device": args.device}
+    if args.against:
+        quality = Quality.model_validate_json(args.quality)
+        outcome = compare(
+            CompareTask(args.artifact, args.against, args.dataset, quality=quality, **common), cache=cache
+        )
+    else:
+        outcome = evaluate(EvaluateTask(args.artifact, args.dataset, **common), cache=cache)
+    if args.tables:
+        _print_tables(outcome)
+    else:
+        print(json.dumps(_plain(outcome), indent=2))
+    return 0 if outcome.verdict == "passed" else 1
+
+
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="weighbridge.workers.evaluate", description=main.__doc__)
     parser.add_argument("artifact", help="digest of the manifest")
-    parser.add_argument("dataset", help="digest of the eval.safetensors")
+    parser.add_argument("dataset", nargs="?", help="digest of the eval.safetensors; none: drift on synthetic inputs")
     parser.add_argument("--blobs", type=Path, required=True, help="the folder that holds blobs/")
+    parser.add_argument("--against", metavar="ORIGINAL", help="digest of the original's manifest: compare with it")
+    parser.add_argument("--task", choices=get_args(Task), default="classification")
+    parser.add_argument("--quality", default="{}", help='bounds as JSON, as in a recipe: {"keep": 0.999}')
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tables", action="store_true", help="tables for people instead of JSON")
     parser.add_argument("--factories", nargs="*", default=[], help="patterns of allowed package.module:factory")
-    args = parser.parse_args(argv)
-    blobs = Blobs(open_store(args.blobs.resolve().as_uri()))
-    task = EvaluateTask(args.artifact, args.dataset, factories=tuple(args.factories))
-    outcome = evaluate(task, cache=lambda digest: args.blobs / blobs.key(digest))
-    said = asdict(outcome) | {
+    return parser
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return asdict(outcome) | {
         "gates": [gate.model_dump() for gate in outcome.gates],
         "metrics": [metric.model_dump() for metric in outcome.metrics],
     }
-    print(json.dumps(said, indent=2))
-    return 0 if outcome.verdict == "passed" else 1
+
+
+def _print_tables(outcome: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    metrics, verdicts = Table("metric", "slice", "value", "unit"), Table("gate", "verdict", "reason")
+    for metric in outcome.metrics:
+        metrics.add_row(metric.name, metric.slice, f"{metric.value:.6g}", metric.unit)
+    for gate in outcome.gates:
+        verdicts.add_row(gate.gate, gate.verdict, gate.reason)
+    console = Console()
+    console.print(f"[bold]{outcome.verdict}[/bold]: ", outcome.reason, sep="", highlight=False)
+    for table in (verdicts, metrics):
+        if table.row_count:
+            console.print(table)
 
 
 if __name__ == "__main__":

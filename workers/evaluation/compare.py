@@ -1,0 +1,277 @@
+"""A variant against its original on the same inputs: what it keeps of the metric, and how far its outputs drift.
+
+Fail closed: what cannot be measured does not pass. Where there is no evaluation set, drift on the original's golden
+inputs and on synthetic ones decides, and the verdict says that it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from weighbridge.engines import golden, tensors
+from weighbridge.engines.errors import EngineError, InvalidInput
+from weighbridge.engines.load import load
+from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.protocols import Array, BlobPath, Session
+from weighbridge.registry.recipe import MetricName, Quality, Task
+from weighbridge.registry.schemas import GateResult, Metric
+from weighbridge.workers.evaluation import bootstrap, gates, runs, tasks
+from weighbridge.workers.evaluation.datasets import BadDataset, Batch, Source, open_dataset
+from weighbridge.workers.evaluation.drift import UNITS, Drift
+from weighbridge.workers.outcome import Outcome
+
+SYNTHETIC_ROWS, SYNTHETIC_BATCH = 256, 64
+R2_OUTPUTS = 64
+"""Outputs of a regression whose r2 can be resampled: every row keeps three numbers for each."""
+_CLASSES: Mapping[str, float] = {"min_top1": 0.98, "max_kl_mean": 0.02}
+_VECTORS: Mapping[str, float] = {"min_cosine": 0.99}
+DEFAULTS: Mapping[Task, Mapping[str, float]] = {
+    "classification": _CLASSES,
+    "language": _CLASSES,
+    "regression": _VECTORS,
+    "embedding": _VECTORS,
+}
+"""Bounds of drift where no evaluation set decides and the recipe gives none.
+
+On samples of the original's own answers a mean divergence of KL nats multiplies the perplexity by exp(KL): 0.02 is 2%.
+Synthetic rows lie nearer to decision boundaries than data does, so top1 asks for 98% where `keep` asks for 99%. A
+cosine of 0.99 is a difference of 14% of a vector's length: a floor for embeddings, and little proof for a regression,
+which should bring a set.
+"""
+_MEASURE = {"min_top1": "top1", "max_kl_mean": "kl_mean", "max_kl_p99": "kl_p99", "min_cosine": "cosine"}
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """BLAKE3 digests: `artifact` and `original` of manifests, `dataset` of the eval.safetensors, None without one."""
+
+    artifact: str
+    original: str
+    dataset: str | None
+    task: Task = "classification"
+    quality: Quality = field(default_factory=Quality)
+    factories: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass
+class Measured:
+    """What one pass found. `kept` is None where no share can be given; `reason` says why."""
+
+    rows: int = 0
+    drift: Mapping[str, float] = field(default_factory=dict)
+    original: Mapping[str, float] = field(default_factory=dict)
+    variant: Mapping[str, float] = field(default_factory=dict)
+    slices: list[Metric] = field(default_factory=list)
+    kept: bootstrap.Kept | None = None
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(task: CompareTask, *, cache: BlobPath, progress: Callable[[float], None] | None = None) -> Outcome:
+    """Judge a variant; `progress` is called with the share done, 0 to 1. `cache` gives a blob as a local file.
+
+    Raises only what `cache` raises, and MemoryError or torch's OutOfMemoryError where not even one row of one artifact
+    fits: a retry may cure both.
+    """
+    measured = Measured()
+    try:
+        _measure(task, cache, progress, measured)
+    except BadDataset as wrong:
+        return Outcome.rejected(f"eval.safetensors: {wrong}", _facts(task, None))
+    except InvalidInput as wrong:
+        of = "eval.safetensors" if task.dataset else "the original's golden and synthetic inputs"
+        return Outcome.rejected(f"{of}: {wrong}", _facts(task, None))
+    except EngineError as wrong:
+        if runs.out_of_memory(wrong):
+            raise MemoryError(str(wrong)) from wrong
+        return Outcome.rejected(f"it cannot be compared with its original: {wrong}", _facts(task, None))
+    rows: dict[str, Any] = {"gates": _judge(task, measured), "metrics": _metrics(task, measured)}
+    facts = _facts(task, measured)
+    failed = [result.reason for result in rows["gates"] if result.verdict == "failed"]
+    if failed:
+        return Outcome.rejected("; ".join(failed), facts, **rows)
+    return Outcome.passed("; ".join(result.reason for result in rows["gates"]), facts, **rows)
+
+
+def _measure(task: CompareTask, cache: BlobPath, progress: Callable[[float], None] | None, measured: Measured) -> None:
+    """Raises BadDataset, EngineError, LookupError."""
+    original, variant = (
+        Manifest.model_validate_json(cache(digest).read_bytes()) for digest in (task.original, task.artifact)
+    )
+    with _source(task, original, cache) as source:
+        opened = [partial(_load, manifest, cache, task) for manifest in (original, variant)]
+        measuring = _Measuring(task, original, source.rows)
+        for batch, first, second in runs.pairs(opened[0], opened[1], source, measured.notes):
+            measuring.add(batch, first, second)
+            if progress is not None:
+                progress(measuring.rows / source.rows)
+    measuring.finish(measured)
+
+
+def _load(manifest: Manifest, cache: BlobPath, task: CompareTask) -> Session:
+    return load(manifest, cache, task.device, task.factories, threads=task.threads)
+
+
+@contextmanager
+def _source(task: CompareTask, manifest: Manifest, cache: BlobPath) -> Iterator[Source]:
+    if task.dataset is None:
+        yield _Drawn(manifest, cache)
+        return
+    with open_dataset(cache(task.dataset), manifest.inputs, task.task) as dataset:
+        yield dataset
+
+
+class _Drawn:
+    """The golden inputs of an original, and synthetic ones of several seeds. Raises InvalidInput."""
+
+    def __init__(self, manifest: Manifest, cache: BlobPath) -> None:
+        self._inputs = manifest.inputs
+        self._golden, _ = golden.read(cache(manifest.golden.digest).read_bytes())
+        drawn = runs.count((self._draw(1), None))
+        self._seeds = range(1, 1 + -(-SYNTHETIC_ROWS // drawn))
+        self.rows = runs.count((self._golden, None)) + drawn * len(self._seeds)
+
+    def batches(self) -> Iterator[Batch]:
+        yield self._golden, None
+        for seed in self._seeds:
+            yield self._draw(seed), None
+
+    def learn(self, output: Array) -> None:
+        """Few rows, and short where lengths are free."""
+
+    def _draw(self, seed: int) -> dict[str, Array]:
+        return tensors.synthetic(self._inputs, size=SYNTHETIC_BATCH, seed=seed)
+
+
+class _Measuring:
+    """One pass: both meters where there is a set, the rows of the metric to keep, and the drift."""
+
+    def __init__(self, task: CompareTask, manifest: Manifest, rows: int) -> None:
+        self._task, self.rows = task, 0
+        self._metric: MetricName = task.quality.metric or tasks.METRICS[task.task][0]
+        self._drift = Drift(task.task, rows)
+        self._meters = [tasks.meter(task.task, manifest.outputs[0], rows) for _ in range(2 * bool(task.dataset))]
+        self._kept: list[Array] = []
+        self._reason = ""
+        if self._metric not in tasks.METRICS[task.task]:
+            self._reason = f"{task.task} has no {self._metric} ({', '.join(tasks.METRICS[task.task])})"
+
+    def add(self, batch: Batch, original: Array, variant: Array) -> None:
+        """Count a batch. Raises BadDataset, EngineError."""
+        inputs, labels = batch
+        self.rows += runs.count(batch)
+        if not self._meters:
+            self._drift.add(original, variant)
+            return
+        labels = tasks.targets(self._task.task, inputs, labels)
+        counted = labels != tasks.IGNORED if self._task.task == "language" and labels is not None else None
+        if original.shape != variant.shape:
+            raise EngineError(f"the variant's output is {list(variant.shape)}, the original's {list(original.shape)}")
+        terms = [meter.add(labels, output) for meter, output in zip(self._meters, (original, variant), strict=True)]
+        self._drift.add(original, variant, counted)
+        if self._task.task != "embedding" and not self._reason:
+            self._keep(labels, *terms)
+
+    def _keep(self, labels: Array | None, original: tasks.Terms, variant: tasks.Terms) -> None:
+        """The terms that `bootstrap.kept` takes."""
+        metric = self._metric
+        if metric in ("precision", "recall", "f1"):
+            assert labels is not None
+            self._kept.append(np.column_stack([labels, original["classes"], variant["classes"]]).astype(np.float64))
+        elif metric == "r2" and original["r2"].shape[1] > R2_OUTPUTS:
+            self._reason = f"r2 of more than {R2_OUTPUTS} outputs is not resampled: choose quality.metric mse or mae"
+        elif metric == "r2":
+            self._kept.append(np.hstack([original["targets"], original["r2"], variant["r2"]]))
+        else:
+            self._kept.append(np.column_stack([original[metric], variant[metric], original["count"]]))
+
+    def finish(self, measured: Measured) -> None:
+        """Write down what was found. Raises BadDataset, EngineError."""
+        measured.rows, measured.drift = self.rows, self._drift.results()
+        if not self._meters:
+            return
+        measured.original, measured.variant = (meter.scores() for meter in self._meters)
+        measured.slices = self._meters[1].slices()
+        rows = self._of_embedding() if self._task.task == "embedding" and not self._reason else None
+        if rows is None and self._kept:
+            rows = np.concatenate(self._kept)
+        if not self._reason and rows is not None:
+            measured.kept = bootstrap.kept(self._metric, rows, confidence=self._task.quality.confidence)
+            if measured.kept.original <= 0 and self._metric not in bootstrap.ERRORS:
+                self._reason = f"the original's {self._metric} is {measured.kept.original:.4g}: there is no share of it"
+        if self._reason:
+            measured.kept, measured.reason = None, self._reason
+
+    def _of_embedding(self) -> Array | None:
+        """An original has cosine 1 with itself and its own neighbours: what is kept is the mean itself."""
+        if self._metric == "accuracy":
+            right = [meter.right() for meter in self._meters if isinstance(meter, tasks.Retrieval)]
+            found = [one for one in right if one is not None]
+            if len(found) < 2:
+                self._reason = "accuracy of an embedding needs classes as labels, and two rows"
+                return None
+            return np.column_stack([*found, np.ones(len(found[0]))]).astype(np.float64)
+        kept = self._drift.cosines() if self._metric == "cosine" else self._drift.agreement()
+        if not len(kept):
+            self._reason = f"{self._metric} needs more rows"
+            return None
+        return np.column_stack([np.ones(len(kept)), kept, np.ones(len(kept))]).astype(np.float64)
+
+
+def _judge(task: CompareTask, measured: Measured) -> list[GateResult]:
+    """`quality.keep` where there is a set; the bounds of drift that are given, or without a set the defaults."""
+    results = [] if task.dataset is None else [_judge_keep(task.quality, measured)]
+    for name, measure in _MEASURE.items():
+        limit = getattr(task.quality, name)
+        if limit is None and task.dataset is None:
+            limit = DEFAULTS[task.task].get(name)
+        if limit is None:
+            continue
+        if measure not in measured.drift:
+            results.append(gates.unmeasured(f"quality.{name}", limit, f"{measure} is not measured for {task.task}"))
+            continue
+        seen = measured.drift[measure]
+        results.append(gates.bound(f"quality.{name}", measure, seen, limit, least=name.startswith("min")))
+    return results
+
+
+def _judge_keep(quality: Quality, measured: Measured) -> GateResult:
+    kept = measured.kept
+    if kept is None:
+        return gates.unmeasured("quality.keep", quality.keep, measured.reason)
+    share, bound = (gates.percent(one, quality.keep) for one in (kept.share, kept.bound))
+    reason = f"keeps {share} of {kept.metric} {kept.original:.4g} ({100 * quality.confidence:g}% bound {bound}), "
+    reason += f"needs {100 * quality.keep:g}%"
+    return gates.result("quality.keep", kept.bound >= quality.keep, kept.bound, quality.keep, reason)
+
+
+def _metrics(task: CompareTask, measured: Measured) -> list[Metric]:
+    """The variant's own numbers; drift without a set is marked as of synthetic inputs."""
+    of = {"dataset_digest": task.dataset} if task.dataset else {"slice": "synthetic"}
+    values = {**measured.variant, **measured.drift}
+    if measured.kept is not None:
+        values |= {"kept": measured.kept.share, "kept_bound": measured.kept.bound}
+    rows = [Metric(name=name, value=value, unit=UNITS.get(name, ""), **of) for name, value in values.items()]
+    return rows + [row.model_copy(update={"dataset_digest": task.dataset}) for row in measured.slices]
+
+
+def _facts(task: CompareTask, measured: Measured | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "drift_on": "eval" if task.dataset else "golden+synthetic",
+        "dataset_digest": task.dataset,
+        "evidence": {"evaluated": measured is not None and task.dataset is not None},
+    }
+    if measured is not None:
+        facts["rows"] = measured.rows
+        facts |= {"notes": measured.notes} if measured.notes else {}
+        if kept := measured.kept:
+            facts |= {"metric": kept.metric, "kept": kept.share, "kept_bound": kept.bound}
+    return facts
