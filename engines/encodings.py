@@ -19,7 +19,7 @@ REBUILT = frozenset({"torchao", "semi_structured"})
 """Encodings whose program gets its `nn.Linear` back before it is bound."""
 _DETAILS: Mapping[str, frozenset[str]] = {
     "torchao": frozenset({"torchao", "device"}),
-    "packed": frozenset({"method", "version"}),
+    "packed": frozenset({"method", "format"}),
     "semi_structured": frozenset(),
 }
 """What an encoding's details may say. torchao: the minor version that wrote them; device: the only one it is for."""

@@ -127,7 +127,7 @@ def _bare(value: torch.Tensor) -> torch.Tensor:
 
 
 def _is_int4(said: Mapping[str, Any]) -> bool:
-    return said["_type"] == _INT4 and said["_data"]["target_dtype"]["_data"] == "int4"
+    return bool(said["_type"] == _INT4 and said["_data"]["target_dtype"]["_data"] == "int4")
 
 
 def _pack(values: torch.Tensor) -> torch.Tensor:

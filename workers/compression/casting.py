@@ -32,7 +32,8 @@ def build(order: Order) -> Built:
     path = order.folder / "model.safetensors"
     save_file(made, path)
     mixed = {value.dtype for value in made.values() if value.is_floating_point()} != {_DTYPES[method]}
-    note = (f"runs in the program's own dtype: not every tensor is {method}",) if mixed else ()
+    stay = [row.name for row in rows if row.action == report.KEPT and weights[row.name].is_floating_point()]
+    note = (f"runs in the program's own dtype: {', '.join(stay[:5])} stay as they are",) if mixed else ()
     return Built(
         files={"model.safetensors": path},
         tensors=tuple(rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,7 +13,7 @@ from weighbridge.registry.schemas import VariantTensor
 KEPT = "kept"
 """The action of a tensor that is, bit for bit, the original's."""
 SMALL = "a bias, a norm or a buffer"
-"""The reason for keeping what no method of compression is for; layers kept for any other reason are named."""
+"""The reason for keeping what no method of compression is for."""
 _BLOCK = 1 << 22
 """Elements of one look."""
 
@@ -68,6 +68,6 @@ def skipped(name: str, patterns: Sequence[str]) -> str | None:
     return next((one for one in patterns if fnmatchcase(name, one) or fnmatchcase(layer, one)), None)
 
 
-def kept_layers(rows: Sequence[VariantTensor]) -> list[str]:
-    """What stays in high precision though the method might be for it, with the reason: `head.weight: skipped by head`."""
-    return [f"{row.name}: {row.reason}" for row in rows if row.action == KEPT and row.reason != SMALL]
+def kept_layers(rows: Sequence[VariantTensor], matrices: Container[str]) -> list[str]:
+    """Those of the `matrices` (tensors of two dimensions and more) that stay: `head.weight: skipped by head`."""
+    return [f"{row.name}: {row.reason}" for row in rows if row.action == KEPT and row.name in matrices]

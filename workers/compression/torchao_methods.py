@@ -22,7 +22,7 @@ from weighbridge.registry.schemas import VariantTensor
 from weighbridge.workers.compression import report
 from weighbridge.workers.compression.casting import ENGINE
 from weighbridge.workers.compression.memory import out_of_memory
-from weighbridge.workers.compression.types import Built, BuildFailed, NotApplicable, Order, Original
+from weighbridge.workers.compression.types import BuildFailed, Built, NotApplicable, Order, Original
 
 _FP8_CAPABILITY = (8, 9)
 _TILES_CAPABILITY, _TILE_GROUPS = (8, 0), (32, 64, 128, 256)
@@ -218,7 +218,8 @@ def _int4(group: int, device: str, computed: torch.dtype) -> _Scheme:
     if tiled and torch.cuda.get_device_capability(device) >= _TILES_CAPABILITY:
         config = Int4WeightOnlyConfig(group_size=group, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D)
         return _Scheme(config, group, 4, 4, cuda=True)
-    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))
+    int4: Any = torch.int4  # type: ignore[attr-defined]  # torch's stubs do not name it
+    config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(group))
     return _Scheme(config, group, 4, computed.itemsize + 1)
 
 
