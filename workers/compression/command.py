@@ -24,9 +24,11 @@ from weighbridge.workers.compression.types import BuildFailed, NotApplicable, Pr
 Streamed = StrEnum("Streamed", {name: name for name in packed.SCHEMES})  # type: ignore[misc]
 
 
-def run() -> None:
+def app() -> typer.Typer:
     """The command line."""
-    typer.run(main)
+    command = typer.Typer(add_completion=False)
+    command.command()(main)
+    return command
 
 
 def main(

@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from weighbridge.engines import packed
 from weighbridge.engines.packed import Contents, Layout, Scheme, Unfit
 from weighbridge.registry.recipe import VariantWish
 from weighbridge.storage.safetensors_header import BITS, MAX_HEADER, Header, TensorInfo
+from weighbridge.workers.compression import report
 from weighbridge.workers.compression.types import NotApplicable
 
 MAX_ROW = 64 << 20
@@ -85,9 +85,10 @@ def _choose(name: str, info: TensorInfo, scheme: Scheme, wish: VariantWish) -> P
     def kept(reason: str) -> Piece:
         return Piece(name, info, None, reason, bytes_out=info.end - info.start)
 
-    layer = name.rpartition(".")[0]
-    if skip := next((one for one in wish.skip if fnmatchcase(name, one) or fnmatchcase(layer, one)), None):
-        return kept(f"skipped by {skip!r}")
+    if len(info.shape) < 2:
+        return kept(report.SMALL)
+    if (pattern := report.skipped(name, wish.skip)) is not None:
+        return kept(f"skipped by {pattern}")
     try:
         layout = packed.layout(scheme, wish.group, info.dtype, info.shape)
     except Unfit as unfit:

@@ -1,6 +1,6 @@
 """The streaming methods: int8-rows, int4-groups, int2-groups, fp8-tensors, for any safetensors file of any size.
 
-Offsets in the new file follow from the old one's header, so threads take blocks of rows (8 MiB), each reading,
+Offsets in the new file follow from the old one's header, so threads take blocks of rows (2 MiB), each reading,
 quantizing and writing its own in place: no tensor is ever held whole. Needs no program, no calibration, no second pass.
 
 By itself: `python -m weighbridge.workers.compression.streaming model.safetensors --method int8-rows --out small`.
@@ -27,12 +27,12 @@ from weighbridge.registry.schemas import VariantTensor
 from weighbridge.storage import names
 from weighbridge.storage.errors import StorageError
 from weighbridge.storage.safetensors_header import BITS, Header
-from weighbridge.workers.compression import kernels
+from weighbridge.workers.compression import kernels, report
 from weighbridge.workers.compression.packing import Piece, Plan, plan
 from weighbridge.workers.compression.types import BuildFailed, Built, NotApplicable, Order, Progress
 
-BLOCK = 8 << 20
-"""Bytes read at once, unless one row is longer."""
+BLOCK = 2 << 20
+"""Bytes read at once, unless one row is longer: small enough that they are still in a cache when they are quantized."""
 THREADS = 2
 """At least: while one waits for the disk, the other computes. Each holds two blocks."""
 
@@ -190,11 +190,11 @@ def _row(piece: Piece, planned: Plan, sums: list[tuple[float, float]] | None) ->
     signal, noise = (math.fsum(part) for part in zip(*sums, strict=True)) if sums else (0.0, 0.0)
     return VariantTensor(
         name=piece.name,
-        action=planned.scheme.method if piece.layout else "kept",
+        action=planned.scheme.method if piece.layout else report.KEPT,
         reason=piece.reason,
         bytes_in=piece.bytes_in,
         bytes_out=piece.bytes_out,
-        sqnr=10 * math.log10(signal / noise) if signal and noise else None,
+        sqnr=round(10 * math.log10(signal / noise), 2) if signal and noise else None,
     )
 
 
@@ -224,6 +224,6 @@ def header(file: Path) -> Header:
 
 
 if __name__ == "__main__":
-    from weighbridge.workers.compression.command import run
+    from weighbridge.workers.compression.command import app
 
-    run()
+    app()()
