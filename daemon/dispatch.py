@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from weighbridge.daemon.loops import Turning
 from weighbridge.registry import jobs
 from weighbridge.registry.db import Database
-from weighbridge.registry.lifecycle import QUEUES
 from weighbridge.registry.models import Job
 from weighbridge.workers.queue import Sender
 
@@ -29,12 +26,11 @@ class Dispatch:
         db: Database,
         sender: Sender,
         *,
-        queues: Sequence[str] = tuple(sorted(set(QUEUES.values()))),
         in_flight: int = 64,
         resend_seconds: float = 60.0,
         poll_seconds: float = 0.25,
     ) -> None:
-        self._db, self._sender, self._queues = db, sender, queues
+        self._db, self._sender = db, sender
         self._in_flight, self._resend, self._poll = in_flight, resend_seconds, poll_seconds
 
     def once(self, turning: Turning) -> float:
@@ -56,7 +52,7 @@ class Dispatch:
         """
         marked: list[Job] = []
         with self._db.transaction() as tx:
-            for queue in self._queues:
+            for queue in jobs.queues_due(tx):
                 room = self._in_flight - jobs.in_flight(tx, queue, self._resend)
                 if room > 0:
                     marked += jobs.unsent(tx, queue, room, self._resend)

@@ -59,7 +59,7 @@ class Intake:
         self._settle = settle_seconds
         self._lock = threading.Lock()
         self._changed: set[str] = set()
-        """Models whose recipe or evaluation set changed."""
+        """Models whose recipe, evaluation or training set changed."""
 
     def tell(self, event: ObjectEvent) -> None:
         """Take a hint: whose checkpoint is it, and when to look. Nothing in it is believed."""
@@ -174,6 +174,7 @@ class Intake:
             recipe_text=found.recipe_text,
             policy=policy_for(group.model, self._policies),
             eval_pin=found.eval_pin,
+            train_pin=found.train_pin,
             refused=found.wrong,
             seen=found.seen,
             actor=ACTOR,

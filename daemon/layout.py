@@ -40,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Wishes:
-    """A file that every later checkpoint of a model is judged by: its `recipe.yaml` or `eval.safetensors`."""
+    """A file that every later checkpoint of a model is judged by: its recipe, its evaluation or its training set."""
 
     model: str
 
@@ -76,7 +76,7 @@ class Layout:
         model, name = _model(parts[0]), parts[1]
         if len(parts) > 2:
             return Group(model, f"{self.prefix}{parts[0]}/{name}/")
-        if name in (names.RECIPE, names.EVAL):
+        if name in (names.RECIPE, names.EVAL, names.TRAIN):
             return Wishes(model)
         return Group(model, key) if names.is_candidate(key) else None
 
@@ -99,6 +99,10 @@ class Layout:
     def evaluation(self, model: str) -> str:
         """The key of a model's evaluation set."""
         return f"{self.prefix}{model}/{names.EVAL}"
+
+    def training(self, model: str) -> str:
+        """The key of a model's training set."""
+        return f"{self.prefix}{model}/{names.TRAIN}"
 
 
 def _model(part: str) -> str:

@@ -52,6 +52,7 @@ class Found:
     seen: str
     recipe_text: str | None
     eval_pin: Ref | None
+    train_pin: Ref | None
     newest: datetime
     """When the last of its files was written, by the store's clock."""
     wrong: str | None = None
@@ -112,9 +113,13 @@ def identity(info: ObjectInfo) -> bytes:
     return f"{info.key}\0{info.size}\0{info.etag}\0{info.version_id}\0{moment}\n".encode()
 
 
-def _judges(store: Store, layout: Layout, model: str) -> tuple[str | None, Ref | None]:
-    """The recipe's text and the evaluation set's pin. Raises _Wait while one of them is being written, or is wrong."""
-    return _recipe(store, layout.recipe(model)), _evaluation(store, layout.evaluation(model))
+def _judges(store: Store, layout: Layout, model: str) -> tuple[str | None, Ref | None, Ref | None]:
+    """The recipe's text and both sets' pins. Raises _Wait while one of them is being written, or is wrong."""
+    return (
+        _recipe(store, layout.recipe(model)),
+        _dataset(store, layout.evaluation(model), "evaluation"),
+        _dataset(store, layout.training(model), "training"),
+    )
 
 
 def _recipe(store: Store, key: str) -> str | None:
@@ -133,14 +138,14 @@ def _recipe(store: Store, key: str) -> str | None:
         raise _Wait(f"{key} changed while it was read") from error
 
 
-def _evaluation(store: Store, key: str) -> Ref | None:
+def _dataset(store: Store, key: str, which: str) -> Ref | None:
     found = _settled(store, key)
     if found is None:
         return None
     try:
         read_header(store, found)
     except (ShortFile, MalformedHeader) as error:
-        raise _Wait(f"the evaluation set is not whole: {error}") from error
+        raise _Wait(f"the {which} set is not whole: {error}") from error
     except (ObjectNotFound, PreconditionFailed) as error:
         raise _Wait(f"{key} changed while it was read") from error
     return found

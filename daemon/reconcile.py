@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from weighbridge.daemon.loops import Turning
-from weighbridge.registry import events, jobs, rollouts, versions
+from weighbridge.registry import events, jobs, rollouts, variants, versions
 from weighbridge.registry.clock import now
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import FencedOut
@@ -61,6 +61,15 @@ class Reconcile:
         for version_id in overdue:
             with self._db.transaction() as tx:
                 versions.advance(tx, version_id, actor=ACTOR, policies=self._policies)
+        return len(overdue) + self._advance_variants()
+
+    def _advance_variants(self) -> int:
+        """The same for variants, and the better ones that are ready for a fleet."""
+        with self._db.read() as tx:
+            overdue = variants.overdue(tx, _BATCH)
+        for variant_id in overdue:
+            with self._db.transaction() as tx:
+                variants.advance(tx, variant_id, actor=ACTOR, policies=self._policies)
         return len(overdue)
 
     def _step(self) -> int:

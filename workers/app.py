@@ -6,6 +6,7 @@ Free of torch and of the task's body, so that senders use the same app. Settings
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -15,7 +16,8 @@ from weighbridge.registry.settings import BrokerSettings
 from weighbridge.workers.settings import WorkerSettings
 
 TASK = "weighbridge.run_job"
-QUEUES = ("cpu", "gpu", "control")
+QUEUES = ("cpu", "variants", "gpu", "control")
+"""Those of every installation; a kind of device has one of its own besides (registry.lifecycle.kind_queue)."""
 _CONNECT_SECONDS = 1.0
 _KILL_GRACE = 30.0
 """Seconds between the soft and the hard end of a job over its time: enough to record why."""
@@ -47,21 +49,27 @@ def check_broker(broker: BrokerSettings) -> None:
         )
 
 
-def make_app(broker: BrokerSettings, worker: WorkerSettings | None = None) -> Celery:
-    """Make the app of a sender (`worker` None) or of a worker. Raises InsecureBroker."""
+def queue_of(broker: BrokerSettings, queue: str) -> Queue:
+    """How a queue is declared, by those who send to it as by those who take from it."""
+    name = queue_name(broker, queue)
+    exchange = Exchange(broker.channel, type="direct", durable=True)  # type: ignore[no-untyped-call]
+    return Queue(name, exchange, routing_key=name, durable=True)  # type: ignore[no-untyped-call]
+
+
+def make_app(broker: BrokerSettings, worker: WorkerSettings | None = None, kinds: Sequence[str] = ()) -> Celery:
+    """Make the app of a sender (`worker` None) or of a worker, which may take from queues of `kinds` of devices too.
+
+    Raises InsecureBroker.
+    """
     check_broker(broker)
     worker = worker or WorkerSettings()
     app = Celery("weighbridge", broker=broker.url.get_secret_value(), set_as_current=False)
-    exchange = Exchange(broker.channel, type="direct", durable=True)  # type: ignore[no-untyped-call]
-    names = [queue_name(broker, queue) for queue in QUEUES]
+    default = queue_name(broker, QUEUES[0])
     app.conf.update(
-        task_queues=[
-            Queue(name, exchange, routing_key=name, durable=True)  # type: ignore[no-untyped-call]
-            for name in names
-        ],
-        task_default_queue=names[0],
+        task_queues=[queue_of(broker, name) for name in (*QUEUES, *kinds)],
+        task_default_queue=default,
         task_default_exchange=broker.channel,
-        task_default_routing_key=names[0],
+        task_default_routing_key=default,
         task_serializer="json",
         accept_content=["json"],
         result_accept_content=["json"],

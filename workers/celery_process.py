@@ -1,7 +1,7 @@
 """One Celery process: waits until broker and database answer, then takes job ids from its queues.
 
-Validation and evaluation run in a pool of child processes, each with torch loaded before its first job; rollout steps
-run in this process itself.
+Stages run in a pool of child processes, each with torch loaded before its first job; rollout steps run in this process
+itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from kombu.asynchronous import get_event_loop
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from weighbridge.engines.hardware import Hardware, describe
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Unavailable
+from weighbridge.registry.lifecycle import kind_queue
 from weighbridge.registry.notify import open_notifier
 from weighbridge.workers.app import TASK, make_app, queue_name
+from weighbridge.workers.presence import Presence, capable
 from weighbridge.workers.queue import make_sender
+from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Stages, Worker
 
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_VARIANT_WORK = frozenset({"variants", "gpu"})
+NICE = 10
+"""Of what builds and measures variants: a new checkpoint and the hosts of this machine go first."""
 _ACK_SECONDS = 1.0
 _PATIENCE = 0.5
 """Seconds between two tries of a broker or database that is away."""
@@ -42,10 +49,13 @@ _PATIENCE = 0.5
 
 def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner: str) -> int:
     """Take jobs until SIGTERM (running ones are finished) or until the broker dies; return the exit status."""
-    app = make_app(settings.broker, settings.worker_settings)
+    worker_settings = settings.worker_settings
+    hardware = _hardware(queues, worker_settings)
+    kinds = (kind_queue(hardware.kind),) if hardware is not None else ()
+    app = make_app(settings.broker, worker_settings, kinds)
     _until_there("database", lambda: _check_database(settings))
     _until_there("broker", lambda: _check_broker(app))
-    process = _Process(settings, stages, owner)
+    process = _Process(settings, stages, owner, (*queues, *kinds), hardware)
     app.task(name=TASK, Request=_Request)(process.run_job)
     pooled = tuple(queues) != ("control",)
     if pooled:
@@ -59,9 +69,9 @@ def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner
     logger.info("worker: taking jobs of %s", ", ".join(queues))
     worker = app.Worker(
         hostname=f"{'+'.join(queues)}@{owner}",
-        queues=[queue_name(settings.broker, queue) for queue in queues],
+        queues=[queue_name(settings.broker, queue) for queue in (*queues, *kinds)],
         pool="prefork" if pooled else "solo",
-        concurrency=settings.worker_settings.concurrency if pooled else 1,
+        concurrency=_concurrency(queues, worker_settings),
         without_mingle=True,
         without_gossip=True,
         quiet=True,
@@ -71,12 +81,30 @@ def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner
     return int(worker.exitcode or 0)
 
 
+def _concurrency(queues: Sequence[str], worker: WorkerSettings) -> int:
+    if tuple(queues) == ("control",):
+        return 1
+    return worker.variant_jobs if _VARIANT_WORK & set(queues) else worker.concurrency
+
+
+def _hardware(queues: Sequence[str], worker: WorkerSettings) -> Hardware | None:
+    """What the queue of this machine's kind is named after; None where no variant's work is taken.
+
+    A worker for a device that is not there does not start, with the words of what is missing.
+    """
+    return describe(worker.device) if _VARIANT_WORK & set(queues) else None
+
+
 class _Process:
     """What one process of the pool holds open between jobs. Opened after the fork, never before."""
 
-    def __init__(self, settings: RunSettings, stages: OpenStages, owner: str) -> None:
+    def __init__(
+        self, settings: RunSettings, stages: OpenStages, owner: str, queues: Sequence[str], hardware: Hardware | None
+    ) -> None:
         self._settings, self._stages, self._owner = settings, stages, owner
+        self._queues, self._hardware = tuple(queues), hardware
         self._worker: Worker | None = None
+        self._presence: Presence | None = None
 
     def preload(self) -> None:
         """Import what the real stages need once, in the parent: forked children have it at once."""
@@ -97,9 +125,17 @@ class _Process:
             owner=f"{self._owner}:{os.getpid()}",
             policies=settings.policies,
             sender=make_sender(settings.broker),
+            capable=capable(self._hardware),
         )
+        if self._hardware is not None:
+            os.nice(NICE)
+            self._presence = Presence(db, self._owner, self._queues, self._hardware)
+            self._presence.start()
 
     def close(self, **_: Any) -> None:
+        if self._presence is not None:
+            self._presence.stop()
+            self._presence = None
         if (worker := self._worker) is not None:
             self._worker = None
             if worker.sender is not None:

@@ -19,7 +19,7 @@ from weighbridge.registry import jobs
 from weighbridge.registry.db import Database
 from weighbridge.registry.models import Job
 from weighbridge.registry.settings import BrokerSettings
-from weighbridge.workers.app import TASK, make_app, queue_name
+from weighbridge.workers.app import TASK, make_app, queue_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class CelerySender:
             for job in wanted:
                 assert job.id is not None
                 self._app.send_task(
-                    TASK, args=(job.id,), queue=queue_name(self._broker, job.queue), producer=producer, retry=False
+                    TASK, args=(job.id,), queue=queue_of(self._broker, job.queue), producer=producer, retry=False
                 )
                 taken.append(job.id)
 

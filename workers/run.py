@@ -1,7 +1,8 @@
 """`weighbridge worker`: one small process that keeps its Celery processes alive and ends them in order.
 
 Rollout steps (`control`) have a process of their own, without torch, so that a roll back never queues behind a
-validation. A Celery process exits when its broker dies under it; it is started again, and waits for what is away.
+validation; variants and `gpu` each have one at low priority, so that a new checkpoint never waits for a compression. A
+Celery process exits when its broker dies under it; it is started again, and waits for what is away.
 """
 
 from __future__ import annotations
@@ -91,9 +92,8 @@ def run(settings: RunSettings, *, stages: OpenStages = torch_stages) -> int:
 
 
 def _processes(queues: Sequence[str]) -> list[tuple[str, ...]]:
-    """Which queues share a process: control has its own."""
-    heavy = tuple(queue for queue in queues if queue != "control")
-    return [group for group in (heavy, ("control",) if "control" in queues else ()) if group]
+    """Which queues share a process: none do. Each has its own patience, priority and imports."""
+    return [(queue,) for queue in dict.fromkeys(queues)]
 
 
 @dataclass

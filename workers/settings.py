@@ -13,12 +13,24 @@ class WorkerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queues: tuple[Literal["cpu", "gpu", "control"], ...] = Field(
-        default=("cpu", "control"), min_length=1, description="Queues to take jobs from: cpu, gpu, control."
+    queues: tuple[Literal["cpu", "variants", "gpu", "control"], ...] = Field(
+        default=("cpu", "variants", "control"),
+        min_length=1,
+        description="Queues to take jobs from: cpu (weigh checkpoints), variants (compress, compare, benchmark), "
+        "gpu (variants that need CUDA), control (rollout steps).",
     )
-    concurrency: int = Field(default=2, ge=1, description="Jobs at once in this process.")
+    concurrency: int = Field(default=2, ge=1, description="Jobs of cpu at once in this process.")
+    variant_jobs: int = Field(default=1, ge=1, description="Jobs of variants and of gpu at once, each.")
     threads: int = Field(default=1, ge=1, description="Torch threads a job.")
-    device: str = Field(default="cpu", description="Device to validate and evaluate on: cpu, cuda, cuda:1.")
+    device: str = Field(default="cpu", description="Device to run programs and benchmarks on: cpu, cuda, cuda:1.")
+    benchmark_seconds: float = Field(
+        default=4.0, gt=0, description="Time that one benchmark measures for, beside loading (s)."
+    )
+    machine: Path | None = Field(
+        default=None,
+        description="Folder of the locks that keep benchmarks alone on this machine; every worker of the machine "
+        "needs the same. Empty: one in the system's folder for temporary files.",
+    )
     lease_seconds: float = Field(
         default=30.0, gt=0, description="A job silent for this long is given to another worker (s)."
     )

@@ -19,9 +19,10 @@ from weighbridge.registry.lifecycle import Stage
 from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
 from weighbridge.registry.recipe import Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.protocols import Ref, Store
+from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
+from weighbridge.workers.datasets import Changed, Datasets
 from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
 from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
@@ -29,12 +30,11 @@ from weighbridge.workers.run import RunSettings
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Recorder
 from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, validate
-
-_FACTORY = "factory:"
+from weighbridge.workers.variant_stages import VariantStages, factories_for
 
 
 class TorchStages:
-    """Runs *validate* and *evaluate* on this machine. One job at a time."""
+    """Runs every stage but rollout steps on this machine. One job at a time."""
 
     def __init__(
         self,
@@ -47,15 +47,20 @@ class TorchStages:
         self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
         self._policies = policies
         self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes)
-        self._datasets: dict[Ref, str] = {}
+        self._datasets = Datasets(source, blobs)
+        self._machine = Machine(settings.machine)
+        self._variants = VariantStages(db, blobs, self._cache, self._datasets, settings, policies, self._machine)
 
     def run(self, claim: Claim, heartbeat: Heartbeat) -> Recorder:
         """Run the claim's stage; return what records its outcome. Raises StorageError for what a retry can cure."""
+        if claim.subject_type == "variant":
+            return self._variants.run(claim, heartbeat)
         stages: Mapping[Stage, Callable[[int, Heartbeat], Outcome]] = {
             Stage.VALIDATE: self._validate,
             Stage.EVALUATE: self._evaluate,
         }
-        outcome = stages[claim.stage](claim.subject_id, heartbeat)
+        with self._machine.working(heartbeat.check):
+            outcome = stages[claim.stage](claim.subject_id, heartbeat)
         self._cache.trim()
         heartbeat.check()
         return partial(record, claim=claim, outcome=outcome)
@@ -84,7 +89,7 @@ class TorchStages:
             cache=self._cache.path,
             progress=_share(heartbeat, version.size),
         )
-        return replace(outcome, facts={**outcome.facts, **self._keep_dataset(version)})
+        return replace(outcome, facts={**outcome.facts, **self._datasets.keep(version)})
 
     def _evaluate(self, version_id: int, heartbeat: Heartbeat) -> Outcome:
         with self._db.read() as tx:
@@ -92,19 +97,16 @@ class TorchStages:
             artifact = artifacts.find_variant(tx, version_id).artifact_digest
         assert artifact is not None, "evaluation follows a validation that passed"
         try:
-            dataset = self._dataset(version)
-        except (PreconditionFailed, ObjectNotFound):
-            return Outcome.rejected(
-                "eval.safetensors is not the one that this version was recorded with: "
-                "`weighbridge rejudge` judges it by the present one"
-            )
-        patterns = policy_for(model, self._policies).programs
+            dataset = self._datasets.evaluation(version)
+        except Changed as changed:
+            return Outcome.rejected(str(changed))
         task = EvaluateTask(
             artifact=artifact,
             dataset=dataset,
             gates=recipe.gates,
             champion=self._champion(version, recipe, dataset),
-            factories=tuple(name.removeprefix(_FACTORY) for name in patterns if name.startswith(_FACTORY)),
+            task=recipe.task,
+            factories=factories_for(model, self._policies),
             device=self._settings.device,
         )
         return evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
@@ -114,26 +116,6 @@ class TorchStages:
         row = versions.judged_by(tx, version)
         recipe = Recipe.model_validate(row.effective) if row is not None else Recipe()
         return version, tx.get_one(Model, version.model_id).name, recipe
-
-    def _keep_dataset(self, version: Version) -> dict[str, Any]:
-        """Copy the evaluation set while it is likely to be what was pinned; *evaluate* says so if it is not."""
-        try:
-            digest = self._dataset(version)
-        except (PreconditionFailed, ObjectNotFound):
-            return {}
-        return {"dataset": {"pin": version.eval_pin, "digest": digest}} if digest else {}
-
-    def _dataset(self, version: Version) -> str | None:
-        """The digest of the pinned evaluation set, copied into the blobs. Raises PreconditionFailed, ObjectNotFound."""
-        if version.eval_pin is None:
-            return None
-        kept = version.facts.get("dataset", {})
-        if kept.get("pin") == version.eval_pin:
-            return str(kept["digest"])
-        ref = Ref(**version.eval_pin)
-        if ref not in self._datasets:
-            self._datasets[ref] = self._blobs.adopt(self._source, ref).digest
-        return self._datasets[ref]
 
     def _champion(self, version: Version, recipe: Recipe, dataset: str | None) -> Champion | None:
         """What `max_drop` compares with: the champion and what is known of it on this evaluation set."""

@@ -6,14 +6,14 @@ A message proves nothing: a job that is unknown, done, held by somebody else or 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import tenacity
 
-from weighbridge.registry import jobs, versions
+from weighbridge.registry import jobs, variants, versions
 from weighbridge.registry.db import Database, Session, clock
 from weighbridge.registry.errors import FencedOut, Unavailable
 from weighbridge.registry.jobs import Claim
@@ -59,6 +59,8 @@ class Worker:
     policies: tuple[Policy, ...] = ()
     sender: queue.Sender | None = field(default=None)
     """Where following jobs are sent at once; None leaves them to the daemon."""
+    capable: Mapping[str, Any] | None = None
+    """What this worker has, for jobs that need it: {"device", "kind", "memory"}; None takes any job."""
 
     def run_job(self, job_id: object) -> None:
         """Run one job if it is there to run. Raises nothing that a message could cause."""
@@ -67,7 +69,7 @@ class Worker:
             return
         try:
             with self.db.transaction() as tx:
-                claim = jobs.claim(tx, job_id, self.owner, self.settings.lease_seconds)
+                claim = jobs.claim(tx, job_id, self.owner, self.settings.lease_seconds, self.capable)
             if claim is not None:
                 self._follow(self._perform(claim))
         except FencedOut as exc:
@@ -102,10 +104,17 @@ class Worker:
         ):
             with attempt, self.db.transaction() as tx:
                 recorder(tx)
-                if claim.subject_type != "version":
-                    return []
-                return versions.advance(tx, claim.subject_id, actor=f"job:{claim.job_id}", policies=self.policies)
+                return self._advance(tx, claim)
         raise AssertionError("tenacity ends by returning or raising")
+
+    def _advance(self, tx: Session, claim: Claim) -> list[Job]:
+        """Draw what follows for the job's subject."""
+        actor = f"job:{claim.job_id}"
+        if claim.subject_type == "version":
+            return versions.advance(tx, claim.subject_id, actor=actor, policies=self.policies)
+        if claim.subject_type == "variant":
+            return variants.advance(tx, claim.subject_id, actor=actor, policies=self.policies)
+        return []
 
     def _wait(self, tx: Session, claim: Claim, exc: Exception) -> None:
         logger.warning("job %s waits: %s", claim.job_id, exc)

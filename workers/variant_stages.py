@@ -1,0 +1,217 @@
+"""The stages of variants: from rows to a task, from its outcome to rows; `workers.stages` does so for versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from sqlmodel import col, select
+
+from weighbridge.engines.manifest import Manifest
+from weighbridge.registry import artifacts, benchmarks, jobs, schemas, variants, versions
+from weighbridge.registry.db import Database, Session
+from weighbridge.registry.jobs import Claim
+from weighbridge.registry.lifecycle import Stage, Verdict
+from weighbridge.registry.models import Job, Model, Variant, Version
+from weighbridge.registry.recipe import Policy, Recipe, VariantWish, policy_for
+from weighbridge.storage.blobs import Blobs
+from weighbridge.workers.benchmark import BenchmarkTask, benchmark
+from weighbridge.workers.benchmarking.machine import Machine
+from weighbridge.workers.cache import WorkerCache
+from weighbridge.workers.compress import CompressTask, assemble, compress
+from weighbridge.workers.datasets import Changed, Datasets
+from weighbridge.workers.evaluate import CompareTask, compare
+from weighbridge.workers.heartbeat import Heartbeat
+from weighbridge.workers.outcome import Outcome
+from weighbridge.workers.settings import WorkerSettings
+
+NOISY_PAUSE = 30.0
+"""Seconds until a benchmark that a busy machine spoilt is run again."""
+_FACTORY = "factory:"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A variant with everything that its stages are told."""
+
+    variant: Variant
+    version: Version
+    model: str
+    recipe: Recipe
+    original: str
+    """Digest of the original's artifact."""
+
+    @property
+    def wish(self) -> VariantWish:
+        return VariantWish.model_validate(self.variant.wish)
+
+
+class VariantStages:
+    """Runs *compress*, *assemble*, *evaluate* and *benchmark* of variants on this machine. One job at a time."""
+
+    def __init__(
+        self,
+        db: Database,
+        blobs: Blobs,
+        cache: WorkerCache,
+        datasets: Datasets,
+        settings: WorkerSettings,
+        policies: tuple[Policy, ...],
+        machine: Machine,
+    ) -> None:
+        self._db, self._blobs, self._cache, self._datasets = db, blobs, cache, datasets
+        self._settings, self._policies, self._machine = settings, policies, machine
+
+    def run(self, claim: Claim, heartbeat: Heartbeat) -> Callable[[Session], None]:
+        """Run the claim's stage; return what records its outcome. Raises what a retry can cure."""
+        with self._db.read() as tx:
+            subject = _subject(tx, claim.subject_id)
+            parts = _shards(tx, claim) if claim.stage is Stage.ASSEMBLE else []
+        stages: Mapping[Stage, Callable[[], Outcome]] = {
+            Stage.COMPRESS: lambda: self._compress(subject, claim.part, heartbeat),
+            Stage.ASSEMBLE: lambda: self._assemble(subject, parts, heartbeat),
+            Stage.EVALUATE: lambda: self._compare(subject, heartbeat),
+            Stage.BENCHMARK: lambda: self._benchmark(subject, heartbeat),
+        }
+        try:
+            outcome = stages[claim.stage]()
+        except Changed as changed:
+            outcome = Outcome.rejected(str(changed))
+        self._cache.trim()
+        heartbeat.check()
+        return partial(record, claim=claim, outcome=outcome, pause=NOISY_PAUSE)
+
+    def _compress(self, subject: Subject, part: str, heartbeat: Heartbeat) -> Outcome:
+        with self._machine.working(heartbeat.check):
+            return compress(
+                replace(self._task(subject), part=part),
+                blobs=self._blobs,
+                cache=self._cache.path,
+                scratch=self._settings.cache,
+                progress=heartbeat.progress,
+            )
+
+    def _assemble(self, subject: Subject, parts: list[Mapping[str, Any]], heartbeat: Heartbeat) -> Outcome:
+        with self._machine.working(heartbeat.check):
+            return assemble(
+                self._task(subject),
+                parts,
+                blobs=self._blobs,
+                cache=self._cache.path,
+                scratch=self._settings.cache,
+                progress=heartbeat.progress,
+            )
+
+    def _task(self, subject: Subject) -> CompressTask:
+        return CompressTask(
+            artifact=subject.original,
+            wish=subject.wish,
+            task=subject.recipe.task,
+            dataset=self._datasets.evaluation(subject.version),
+            train=self._datasets.training(subject.version),
+            factories=factories_for(subject.model, self._policies),
+            device=self._settings.device,
+            threads=self._settings.threads,
+        )
+
+    def _compare(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
+        assert subject.variant.artifact_digest is not None, "a comparison follows a compression that passed"
+        task = CompareTask(
+            artifact=subject.variant.artifact_digest,
+            original=subject.original,
+            dataset=self._datasets.evaluation(subject.version),
+            task=subject.recipe.task,
+            quality=subject.wish.quality or subject.recipe.quality,
+            factories=factories_for(subject.model, self._policies),
+            device=self._settings.device,
+            threads=self._settings.threads,
+        )
+        with self._machine.working(heartbeat.check):
+            return compare(task, cache=self._cache.path, progress=heartbeat.progress)
+
+    def _benchmark(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
+        assert subject.variant.artifact_digest is not None, "a benchmark follows a verdict of ready"
+        for digest in (subject.original, subject.variant.artifact_digest):
+            self._fetch(digest)
+        task = BenchmarkTask(
+            artifact=subject.variant.artifact_digest,
+            original=subject.original,
+            device=self._settings.device,
+            threads=self._settings.threads,
+            factories=factories_for(subject.model, self._policies),
+            dataset=self._datasets.evaluation(subject.version),
+            seconds=self._settings.benchmark_seconds,
+        )
+        return benchmark(task, cache=self._cache.path, progress=heartbeat.progress, machine=self._machine)
+
+    def _fetch(self, artifact: str) -> None:
+        """Bring every blob here before the machine is held: a slow download would hold up everybody."""
+        manifest = Manifest.model_validate_json(self._cache.path(artifact).read_bytes())
+        for digest in manifest.blobs():
+            self._cache.path(digest)
+
+
+def factories_for(model: str, policies: tuple[Policy, ...]) -> tuple[str, ...]:
+    """The patterns of factories that the operator allows for a model."""
+    programs = policy_for(model, policies).programs
+    return tuple(name.removeprefix(_FACTORY) for name in programs if name.startswith(_FACTORY))
+
+
+def record(tx: Session, *, claim: Claim, outcome: Outcome, pause: float) -> None:
+    """Write what a stage found of a variant and finish its job, all or nothing. Raises FencedOut."""
+    version, variant = variants.lock(tx, claim.subject_id)
+    facts = dict(outcome.facts)
+    if claim.stage is Stage.BENCHMARK:
+        if seen := facts.get("benchmark"):
+            wire = schemas.Benchmark.model_validate(seen)
+            benchmarks.record(tx, variant, wire, source=claim.owner, actor=f"job:{claim.job_id}")
+        if outcome.verdict is Verdict.NOISY:
+            jobs.retry(tx, claim, outcome.reason, pause)
+            return
+    shard = facts.pop("shard", None)
+    if shard is None:
+        _record_variant(tx, version, variant, facts, outcome)
+    said = {"verdict": outcome.verdict, "reason": outcome.reason}
+    jobs.finish(tx, claim, outcome.verdict, outcome.reason, said if shard is None else {**said, "shard": shard})
+
+
+_ROWS = ("blobs", "tensors", "artifact_digest", "size", "benchmark", "evidence")
+"""Facts that have columns or tables of their own, or belong to the version."""
+
+
+def _record_variant(tx: Session, version: Version, variant: Variant, facts: dict[str, Any], outcome: Outcome) -> None:
+    assert variant.id is not None
+    assert version.id is not None
+    if artifact := facts.get("artifact_digest"):
+        variant = artifacts.store_artifact(tx, version.id, variant.name, artifact_digest=artifact, blobs=facts["blobs"])
+        variant.size = facts["size"]
+    if (rows := facts.get("tensors")) is not None:
+        wire = [schemas.VariantTensor.model_validate(row) for row in rows]
+        variants.record_tensors(tx, variant.id or 0, wire, judgement=version.judgement)
+    variant.facts = {**variant.facts, **{name: value for name, value in facts.items() if name not in _ROWS}}
+    tx.add(variant)
+    tx.flush()
+    if outcome.metrics or outcome.gates:
+        assert variant.id is not None
+        artifacts.record_metrics(tx, variant.id, outcome.metrics, judgement=version.judgement)
+        artifacts.record_gates(tx, variant.id, outcome.gates, judgement=version.judgement)
+
+
+def _subject(tx: Session, variant_id: int) -> Subject:
+    variant = tx.get_one(Variant, variant_id)
+    version = tx.get_one(Version, variant.version_id)
+    row = versions.judged_by(tx, version)
+    recipe = Recipe.model_validate(row.effective) if row is not None else Recipe()
+    original = artifacts.find_variant(tx, variant.version_id).artifact_digest
+    assert original is not None, "a version has its original before it has variants"
+    return Subject(variant, version, tx.get_one(Model, version.model_id).name, recipe, original)
+
+
+def _shards(tx: Session, claim: Claim) -> list[Mapping[str, Any]]:
+    """What the compress jobs of this judgement left, in the order of the shards."""
+    judgement = tx.get_one(Job, claim.job_id).key.rpartition(":")[2]
+    mine = select(Job).where(col(Job.subject_type) == "variant", col(Job.subject_id) == claim.subject_id)
+    rows = tx.scalars(mine.where(col(Job.stage) == Stage.COMPRESS, col(Job.key).endswith(f":{judgement}")))
+    return [row.outcome["shard"] for row in sorted(rows, key=lambda row: int(row.part))]
