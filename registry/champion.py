@@ -139,9 +139,12 @@ def fleets(tx: Session, model_id: int | None = None) -> list[Rollout]:
 
 
 def crown(tx: Session, rollout: Rollout) -> None:
-    """The rollout finished: its version is the champion, the old champion is `previous` while it may be served."""
+    """The rollout finished: its version is the champion, the old champion is `previous` while it may be served.
+
+    Other variants of what the fleet served already move no alias, whatever another fleet made the champion.
+    """
     old = number(tx, rollout.model_id)
-    if old == rollout.number:
+    if old == rollout.number or rollout.from_number == rollout.number:
         return
     actor, reason = f"rollout:{rollout.id}", "the rollout finished"
     if old is not None and slot(tx, rollout.model_id, old) is not None:

@@ -79,7 +79,7 @@ def better(tx: Session, version: Version, now: Serving, fleet: Mapping[str, str]
 
 
 def _choices(tx: Session, version: Version, kinds: Collection[str]) -> dict[str, Choice]:
-    from weighbridge.registry import placement
+    from weighbridge.registry import placement  # late: versions start rollouts, and placement reads versions
 
     return placement.choices(tx, version, kinds)
 

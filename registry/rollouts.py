@@ -106,7 +106,7 @@ def improve(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Ro
     One fleet at a time, the one that was moved last first. Never while the version's variants are still made or
     measured, beside another rollout, against a person's choice, nor of what a kind of host went back from.
     """
-    from weighbridge.registry import variants
+    from weighbridge.registry import variants  # late: versions start rollouts, and variants belong to versions
 
     decided: set[str] = set()
     for last in champion.fleets(tx, model_id):
@@ -379,12 +379,11 @@ def _start(
     now = champion.serving(tx, model.id, settings.fleet)
     if better is not None and now != better[0]:
         raise Conflict(f"fleet {champion.fleet_key(settings.fleet)} of {model.name} was moved meanwhile")
-    wanted = better[1].variants if better is not None else _variants(tx, model.id, version, settings.fleet, variant)
     rollout = Rollout(
         model_id=model.id,
         fleet=champion.fleet_key(settings.fleet),
         number=version.number,
-        variants=wanted,
+        variants=better[1].variants if better is not None else _variants(tx, version, settings.fleet, variant),
         from_number=now.number if now is not None else None,
         from_variants=dict(now.variants) if now is not None else {},
         status=RolloutStatus.PENDING if settings.approval else RolloutStatus.RUNNING,
@@ -393,26 +392,32 @@ def _start(
         state={"pinned": True} if variant is not None else {},
         actor=actor,
     )
+    _begin(tx, model, rollout, reason)
+    return rollout
+
+
+def _begin(tx: Session, model: Model, rollout: Rollout, reason: str) -> None:
+    """Insert it with its first job, and say so. Raises Conflict."""
     try:
         with tx.begin_nested():
             tx.add(rollout)
             tx.flush()
     except IntegrityError as exc:
         raise Conflict(f"a rollout of {model.name} on fleet {rollout.fleet} is under way: abort it or wait") from exc
-    after = {"from": rollout.from_number, "variants": {kind: entry["variant"] for kind, entry in wanted.items()}}
-    report(tx, rollout, "started", after=after, actor=actor, reason=reason)
+    names = {kind: entry["variant"] for kind, entry in rollout.variants.items()}
+    after = {"from": rollout.from_number, "variants": names}
+    report(tx, rollout, "started", after=after, actor=rollout.actor, reason=reason)
     next_job(tx, rollout)
-    return rollout
 
 
-def _variants(tx: Session, model_id: int, version: Version, fleet: Mapping[str, str], variant: str | None) -> Variants:
+def _variants(tx: Session, version: Version, fleet: Mapping[str, str], variant: str | None) -> Variants:
     """What a new rollout gives. Raises Conflict where the fleet has it already, or the variant is not ready."""
     kinds = champion.kinds(tx, fleet)
     if variant is None:
         wanted = rollout_variants.measured(tx, version, kinds)
     else:
         wanted = rollout_variants.by_hand(tx, version, kinds, variant)
-    now = champion.finished(tx, model_id, fleet)
+    now = champion.finished(tx, version.model_id, fleet)
     if now is not None and now.number == version.number and not rollout_variants.differ(now, wanted, kinds):
         names = ", ".join(sorted({now.slot(kind).variant for kind in {"", *kinds}}))
         raise Conflict(f"fleet {champion.fleet_key(fleet)} serves version {version.number} already ({names})")

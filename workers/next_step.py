@@ -6,6 +6,7 @@ only then the next wave. A pause stops everything but an abort and the withdrawa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -237,12 +238,22 @@ def _next_wave(rollout: RolloutView, wave: Sequence[HostSeen], fleet: int, rest:
     A wave whose hosts all fell silent proved nothing: another host takes their place, until `max_lost` holds it.
     """
     waves = rollout.settings.waves
-    answering = [host.id for host in rest if not _lost(host, rollout.settings)]
+    answering = [host.id for host in _in_turn(rest, wave) if not _lost(host, rollout.settings)]
     for index in range(max(rollout.wave - 1, 0), len(waves) - 1):
         room = wave_size(waves[index], fleet) - len(wave)
         if 0 < room < len(rest) and answering:
             return Assign(index + 1, tuple(answering[:room]))
     return Assign(max(len(waves), 1), tuple(host.id for host in rest))
+
+
+def _in_turn(rest: Sequence[HostSeen], wave: Sequence[HostSeen]) -> list[HostSeen]:
+    """The hosts of each variant in turn, so that every variant has its canaries early; else in the order of ids."""
+    counts = Counter(host.wanted for host in wave)
+    turns: list[tuple[int, HostSeen]] = []
+    for host in rest:
+        turns.append((counts[host.wanted], host))
+        counts[host.wanted] += 1
+    return [host for _, host in sorted(turns, key=lambda turn: turn[0])]
 
 
 def wave_size(wave: int | str, fleet: int) -> int:

@@ -14,6 +14,7 @@ from weighbridge.registry.db import Session
 from weighbridge.registry.lifecycle import RolloutStatus, VariantStatus, VersionStatus
 from weighbridge.registry.models import Assignment, Host, Rollout, Variant, Version
 from weighbridge.registry.recipe import RolloutSettings
+from weighbridge.registry.schemas import Slot
 from weighbridge.workers.next_step import HostSeen, Observations, RolloutView, SlotSeen
 
 
@@ -84,24 +85,34 @@ def _hosts(
             .where(col(Assignment.host_id).in_([host.id for host in everyone]))
         )
     }
-    before, after = back(tx, rollout), forth(rollout)
-    return tuple(_host(host, held.get(host.id), host.id in fleet, now, before, after) for host in everyone)
+    before = back(tx, rollout)
+    found = []
+    for host in everyone:
+        row, kind = held.get(host.id), champion.kind(host)
+        wanted = _given(rollout, row) if host.id in given else None
+        wanted = wanted or forth(rollout).slot(kind)
+        seen = _host(host, row, host.id in fleet, now)
+        holds = row is not None and row.slots == [wanted.model_dump(mode="json")]
+        old = before.slot(kind).artifact if before is not None else None
+        found.append(replace(seen, wanted=wanted.artifact, back=old, holds=holds))
+    return tuple(found)
 
 
-def _host(
-    host: Host, held: Assignment | None, in_fleet: bool, now: float, before: Serving | None, after: Serving
-) -> HostSeen:
+def _given(rollout: Rollout, held: Assignment | None) -> Slot | None:
+    """What this rollout gave to a host, also when the host is of another kind since (a newer engine, say)."""
+    mine = {entry["artifact"] for entry in rollout.variants.values()}
+    slots = [Slot.model_validate(slot) for slot in held.slots] if held is not None else []
+    return next((slot for slot in slots if slot.version == rollout.number and slot.artifact in mine), None)
+
+
+def _host(host: Host, held: Assignment | None, in_fleet: bool, now: float) -> HostSeen:
     silent = max(0.0, now - (host.seen_at if host.seen_at is not None else host.created_at))
-    kind = champion.kind(host)
-    wanted = after.slot(kind)
-    seen = HostSeen(
-        host.id, silent, in_fleet, wanted=wanted.artifact, back=before.slot(kind).artifact if before else None
-    )
     if held is None:
-        return seen
-    return replace(
-        seen,
-        holds=held.slots == [wanted.model_dump(mode="json")],
+        return HostSeen(host.id, silent, in_fleet)
+    return HostSeen(
+        host.id,
+        silent,
+        in_fleet,
         generation=held.generation,
         artifacts=tuple(slot["artifact"] for slot in held.slots),
         assigned_at=held.assigned_at,

@@ -297,6 +297,8 @@ def test_each_fleet_of_a_model_is_improved_for_itself(fleet: Fleet) -> None:
     fleet.through("a1", "b1")
     assert fleet.holds() == {"a1": "1 int8", "b1": "2 int8"}
     assert improve(fleet) is None
+    with fleet.db.read() as tx:
+        assert champion.number(tx, catalog.get(tx, MODEL).id or 0) == 2, "better variants move no alias"
 
 
 @sqlite_only
@@ -340,3 +342,15 @@ def test_the_api_starts_one_variant_and_shows_who_gets_what(api: Api) -> None:
     assert refused.status_code == 409
     assert "variant int4 of version 1 is rejected: off" in refused.json()["detail"]
     assert api.http().post("/v1/rollouts", json={**wish, "variant": "fp8"}).status_code == 404
+
+
+@sqlite_only
+def test_a_host_that_becomes_another_kind_under_way_does_not_hold_it_up(fleet: Fleet) -> None:
+    """Its engine was upgraded, say: it keeps what it was given until the end, and then follows its new kind."""
+    mixed(fleet)
+    improve(fleet)
+    fleet.step()
+    fleet.report("a1")
+    fleet.enrol("a1", kind="amx, newer")
+    assert fleet.through("a1", "a2", "n1").status == R.FINISHED
+    assert fleet.holds() == {**BETTER, "a1": "1 original"}

@@ -209,6 +209,18 @@ def test_each_host_is_held_to_the_variant_of_its_kind() -> None:
     assert next_step(rollout, seen(old, back)) == Finish(RolloutStatus.ROLLED_BACK)
 
 
+def test_every_variant_has_its_canaries_early() -> None:
+    """A wave takes the hosts of each variant in turn."""
+    int8 = tuple(replace(idle(name), wanted="int8-artifact") for name in "yz")
+    assert next_step(replace(VIEW, settings=SETTINGS.model_copy(update={"waves": ("50%",)})), seen(*FLEET, *int8)) == (
+        Assign(1, ("a", "b", "c", "d", "y", "z"))
+    ), "the last wave is everybody"
+    halves = SETTINGS.model_copy(update={"waves": ("50%", "100%")})
+    assert next_step(replace(VIEW, settings=halves), seen(*FLEET, *int8)) == Assign(1, ("a", "y", "b"))
+    wave = replace(live("a"), wanted=NEW)
+    assert next_step(after(1, "a"), seen(wave, *FLEET[1:], *int8)) == Assign(2, ("y", "b"))
+
+
 def test_hosts_that_another_variant_leaves_alone_are_no_canaries() -> None:
     """Waves are counted and filled with the hosts that change; with none of them it is over."""
     same = tuple(replace(idle(name), wanted=OLD, holds=True) for name in "abc")
