@@ -78,7 +78,7 @@ def test_noise_is_refused(trained: Trained) -> None:
 
 
 def test_a_comparison_runs_by_itself(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m weighbridge.workers.evaluate … --against ORIGINAL` prints JSON or tables; its status is the verdict."""
+    """`python -m weighbridge.workers.evaluate --against ORIGINAL` prints JSON or tables; the status is the verdict."""
     good, bad = trained.variant(torch.bfloat16), trained.variant(torch.float32, noise=0.05)
     options = ["--blobs", str(trained.folder), "--against", trained.original.manifest.digest]
     assert main([good, trained.dataset, *options, "--quality", '{"keep": 0.9}']) == 0

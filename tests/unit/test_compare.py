@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_torch
 
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import ArtifactFile, Manifest
+from weighbridge.engines.manifest import ArtifactFile, Manifest, TensorSpec
 from weighbridge.registry.recipe import Gate, Quality, Task
-from weighbridge.workers.evaluate import EvaluateTask, evaluate
+from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
 from weighbridge.workers.evaluation import compare as module
-from weighbridge.workers.evaluation import datasets
+from weighbridge.workers.evaluation import datasets, tasks
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.outcome import Outcome
 
@@ -167,6 +168,51 @@ def test_a_regression(numbers: Scales) -> None:
     assert outcome.verdict == "rejected"
     assert metrics(outcome)["max_abs"] == pytest.approx(0.25, rel=1e-4)
     assert "no share of it" in numbers.compare(shifted, dataset, metric="r2").reason
+
+
+def test_an_error_drops_by_growing(numbers: Scales) -> None:
+    """`max_drop` of an error is how much worse it may be than the champion's; what is not measured fails."""
+    wanted = numbers.answers(pixels=PIXEL_ROWS) + np.float32(0.5)
+    dataset = numbers.add(save({"pixels": PIXEL_ROWS, "labels": wanted}))
+    gate = Gate(metric="mse", max_drop=0.01)
+
+    def beside(known: float, *more: Gate) -> Outcome:
+        champion = Champion(7, "0" * 64, {"mse": known})
+        task = EvaluateTask(numbers.original.digest, dataset, (gate, *more), champion, task="regression")
+        return evaluate(task, cache=numbers.cache)
+
+    assert beside(0.3).verdict == beside(0.245).verdict == "passed"
+    assert beside(0.2).reason == "mse 0.25 is 0.05 above champion 7's 0.2 (max_drop 0.01)"
+    assert beside(0.3, Gate(metric="accuracy", min=0)).reason == "accuracy is not measured (mse, mae, r2 are)"
+
+
+@pytest.mark.parametrize("width", [(), (1,), (3,), (2, 2)])
+def test_regressions_of_any_shape_equal_scikit_learn(width: tuple[int, ...]) -> None:
+    """Vectors, columns, matrices and more, in batches of one and of many."""
+    reference = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(2)
+    labels = rng.standard_normal((40, *width))
+    output = labels + 0.3 * rng.standard_normal(labels.shape)
+    meter = tasks.meter("regression", TensorSpec(name="y", datatype="FP32", shape=(-1, *width)), 40)
+    for part in (slice(0, 1), slice(1, 30), slice(30, 40)):
+        meter.add(labels[part], output[part])
+    flat = labels.reshape(40, -1), output.reshape(40, -1)
+    names = {"mse": "mean_squared_error", "mae": "mean_absolute_error", "r2": "r2_score"}
+    assert meter.scores() == pytest.approx({name: getattr(reference, long)(*flat) for name, long in names.items()})
+
+
+@pytest.mark.slow
+def test_a_comparison_streams(classes: Scales) -> None:
+    """Sixty thousand rows, 15 MB, are compared in less: what is kept of a row is its scores."""
+    many = np.random.default_rng(5).standard_normal((60_000, 64)).astype(np.float32)
+    dataset = classes.add(save({"pixels": many, "labels": np.zeros(len(many), np.int64)}))
+    del many
+    tracemalloc.start()
+    outcome = classes.compare(classes.original.digest, dataset, keep=0.5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert outcome.verdict == "passed", outcome.reason
+    assert peak < 12 << 20
 
 
 def test_a_language(language: Scales) -> None:

@@ -102,3 +102,5 @@ def test_other_shapes_are_refused() -> None:
     """Ten classes cannot be compared with nine."""
     with pytest.raises(EngineError, match=r"the variant's output is \[2, 9\], the original's \[2, 10\]"):
         Drift("classification", 2).add(np.zeros((2, 10)), np.zeros((2, 9)))
+    with pytest.raises(EngineError, match=r"of a classification task it is \[rows, classes\]"):
+        Drift("classification", 2).add(np.zeros((2, 3, 4, 4)), np.zeros((2, 3, 4, 4)))

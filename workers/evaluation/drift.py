@@ -144,8 +144,11 @@ def divergence(original: Floats, variant: Floats) -> Floats:
 
 
 def _vectors(output: Array, task: Task, counted: Array | None) -> Floats:
-    """[rows, width]; a language's rows are the tokens that count."""
-    if task == "language" and output.ndim == 3:
+    """[rows, width]; a language's rows are the tokens that count. Raises EngineError."""
+    if (task == "language" and output.ndim != 3) or (task == "classification" and output.ndim > 2):
+        wanted = "[rows, tokens, vocabulary]" if task == "language" else "[rows, classes]"
+        raise EngineError(f"the output is {list(output.shape)}; of a {task} task it is {wanted}")
+    if task == "language":
         output = output[counted] if counted is not None else output.reshape(-1, output.shape[2])
     rows = output.reshape(len(output), -1).astype(np.float64)
     clipped: Floats = np.clip(rows, -_FINITE, _FINITE)

@@ -177,7 +177,7 @@ class Language:
         assert labels is not None, "the dataset was checked"
         import torch
 
-        if output.ndim != 3 or output.shape[:2] != labels.shape:
+        if output.ndim != 3 or output.dtype.kind != "f" or output.shape[:2] != labels.shape:
             raise BadDataset(f"output {self._output.name} is {_said(output)}, {LABELS} are {list(labels.shape)}")
         labels, counted = labels.astype(np.int64), labels != IGNORED
         known = labels[counted]
