@@ -190,12 +190,10 @@ def test_refuses_other_bytes(artifact: Manifests, tmp_path: Path) -> None:
         load(manifest, lambda _: other)
 
 
-def test_names_what_is_missing(
-    artifact: Manifests, local_blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_what_is_missing(artifact: Manifests, local_blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without onnxruntime, or without its CUDA provider, the message says what to install."""
     manifest = artifact(model())
-    with pytest.raises(LoadError, match="does not serve cuda:1 .*onnxruntime-gpu"):
+    with pytest.raises(LoadError, match=r"does not serve cuda:1 .*onnxruntime-gpu"):
         load(manifest, local_blobs, device="cuda:1")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(LoadError, match=r"pip install 'weighbridge\[onnx\]'"):
@@ -206,4 +204,5 @@ def test_structure_sees_what_onnx_sees() -> None:
     """The walk finds the operators, also those of subgraphs, without looking at weights."""
     seen = structure(model(inside()).SerializeToString())
     assert seen.operators == {("", "If"), ("", "MatMul"), ("com.evil", "Evil")}
-    assert not seen.external and not seen.functions
+    assert not seen.external
+    assert not seen.functions

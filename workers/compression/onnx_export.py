@@ -7,7 +7,6 @@ initializer is found again: by name, else by its content or that content transpo
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import re
 import warnings
@@ -104,7 +103,7 @@ class _InFloat32(nn.Module):
 def _float32(module: nn.Module, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> nn.Module:
     """Half precision is a saving of storage; onnxruntime's CPU kernels are of float32."""
     halves = any(value.dtype in (torch.float16, torch.bfloat16) for value in module.state_dict().values())
-    program = copy.deepcopy(module).float() if halves else module
+    program = module.float() if halves else module
     for part in program.modules():
         part.training = False  # an exported module refuses eval(); it has no training behaviour left
     return _InFloat32(program, outputs) if any(spec.datatype in _HALF for spec in specs) else program

@@ -44,6 +44,7 @@ _ENGINE = {"name": "onnxruntime", "minimum": "1.18"}
 """The first that reads IR version 10, which the exporter writes."""
 _ENGINE_8_BITS = {"name": "onnxruntime", "minimum": "1.22"}
 """The first whose MatMulNBits takes 8 bits on a CPU."""
+_BATCH_NOTE = "activations share a scale over a whole batch: a row's answer depends a little on its neighbours"
 _CALIBRATION_BATCH = 32
 _SCALE_BYTES, _BIAS_BYTES = 5, 8
 """Of a channel: a scale and a zero point; those that a quantized bias has on top of itself."""
@@ -53,11 +54,10 @@ _KERNEL_NOTE = "the kernel rounds activations to int8 by blocks (accuracy_level 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a method is given: `chosen`, the weights to change, and `others`, the nodes to leave alone."""
+    """What a method is given; `others`: the nodes to leave alone."""
 
     order: Order
     model: onnx.ModelProto
-    chosen: Mapping[str, Weight]
     others: list[str]
     path: Path
 
@@ -102,11 +102,22 @@ def build(order: Order) -> Built:
     left = [node.name for node in exported.model.graph.node if set(node.input) & reasons.keys()]
     given = onnx.ModelProto()
     given.CopyFrom(exported.model)
-    with onnx_export.quiet():
-        changed = form.change(_Task(order, given, chosen, left, order.folder / "made.onnx"))
-    (order.folder / "made.onnx").unlink(missing_ok=True)
+    changed = _change(form, _Task(order, given, left, order.folder / "made.onnx"))
     order.progress(0.9)
     return _built(order, exported, changed, chosen, reasons)
+
+
+def _change(form: _Form, task: _Task) -> _Changed:
+    """Let the library work. Raises BuildFailed with what it said, MemoryError as it comes."""
+    try:
+        with onnx_export.quiet():
+            return form.change(task)
+    except Exception as exc:  # the quantizers raise of every kind
+        if out_of_memory(exc):
+            raise
+        raise BuildFailed(f"onnxruntime cannot build it: {type(exc).__name__}: {exc}") from exc
+    finally:
+        task.path.unlink(missing_ok=True)
 
 
 def _require(order: Order) -> None:
@@ -178,7 +189,7 @@ def _built(
     order: Order, exported: Exported, changed: _Changed, chosen: Mapping[str, Weight], reasons: Mapping[str, str]
 ) -> Built:
     form = _FORMS[order.wish.method]
-    _must_have_changed(order, exported, changed.model, chosen)
+    _must_have_changed(order, exported, changed.model, chosen, reasons)
 
     def reason(name: str) -> str:
         tensor = onnx_weights.initializers(exported.model)[name]
@@ -205,13 +216,22 @@ def _built(
     )
 
 
-def _must_have_changed(order: Order, exported: Exported, model: onnx.ModelProto, chosen: Mapping[str, Weight]) -> None:
-    """No silent no-op: every weight that was to be changed is, read back from the produced model."""
-    if order.wish.method == "onnx":
-        return
-    for name, weight in chosen.items():
-        stored = onnx_weights.stored(model, name, weight.shape)
-        if stored is None or stored.action == report.KEPT:
+def _must_have_changed(
+    order: Order,
+    exported: Exported,
+    model: onnx.ModelProto,
+    chosen: Mapping[str, Weight],
+    reasons: Mapping[str, str],
+) -> None:
+    """No silent no-op: every weight that was to be changed is, read back from the produced model; no other is."""
+    before = onnx_weights.initializers(exported.model)
+    for name in reasons:
+        held = onnx_weights.stored(model, name, before[name].dims)
+        if held is not None and held.action != report.KEPT:
+            raise BuildFailed(f"{name}: onnxruntime changed what must stay ({reasons[name]})")
+    for name, weight in chosen.items() if order.wish.method != "onnx" else ():
+        held = onnx_weights.stored(model, name, weight.shape)
+        if held is None or held.action == report.KEPT:
             readers = onnx_weights.readers(exported.model, name)
             raise BuildFailed(f"{name}: onnxruntime left it as it was, an operand of {readers}")
 
@@ -247,7 +267,7 @@ def _dynamic(task: _Task) -> _Changed:
         nodes_to_exclude=task.others,
         extra_options={"MatMulConstBOnly": True},
     )
-    return _Changed(onnx.load(task.path), notes)
+    return _Changed(onnx.load(task.path), (*notes, _BATCH_NOTE))
 
 
 def _static(task: _Task) -> _Changed:
@@ -298,8 +318,7 @@ def _groups(bits: int) -> Callable[[_Task], _Changed]:
             accuracy_level=4,
             bits=bits,
         )
-        nodes = [name for weight in task.chosen.values() for name in weight.nodes]
-        quantizer = MatMulNBitsQuantizer(task.model, algo_config=config, nodes_to_include=nodes)
+        quantizer = MatMulNBitsQuantizer(task.model, algo_config=config, nodes_to_exclude=task.others)
         quantizer.process()
         made: onnx.ModelProto = quantizer.model.model
         return _Changed(made, (_KERNEL_NOTE,))
