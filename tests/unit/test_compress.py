@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import typing
 from collections.abc import Callable, Iterator
@@ -65,6 +66,9 @@ def method(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Order], Built
 def test_every_method_of_a_recipe_has_its_module() -> None:
     """A method that a recipe may ask for is never unknown to a worker."""
     assert METHODS.keys() == set(typing.get_args(Method))
+    for where in set(METHODS.values()):
+        module, _, function = where.partition(":")
+        assert callable(getattr(importlib.import_module(f"weighbridge.workers.compression.{module}"), function))
 
 
 def test_a_variant_becomes_an_artifact_that_hosts_load(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from weighbridge.engines import golden, tensors, torchao_format
 from weighbridge.engines.errors import LoadError
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import ArtifactFile, Encoding, Manifest
+from weighbridge.engines.manifest import ArtifactFile, Encoding, Manifest, Program
 from weighbridge.registry.schemas import VariantTensor
 from weighbridge.workers.compression import casting, report, torchao_methods
 from weighbridge.workers.compression.types import Built, NotApplicable, Original
@@ -161,6 +162,39 @@ def test_no_layer_that_fits_is_not_applicable_and_says_why(tmp_path: Path, mlp: 
     bare = compression.original_artifact(tmp_path / "blobs", flat, inputs)
     with pytest.raises(NotApplicable, match="no linear layer"):
         _build(bare, tmp_path / "c", "int8-weight-only")
+
+
+def attention() -> nn.Module:
+    """torch's own attention, whose output layer is no ordinary linear one."""
+    torch.manual_seed(0)
+    return Attention().eval()
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 64)
+
+    def forward(self, states: Any) -> Any:
+        return self.head(self.attention(states, states, states, need_weights=False)[0])
+
+
+def test_a_factorys_own_layers_are_quantized(tmp_path: Path) -> None:
+    """Also without an export; what torchao cannot take of attention is kept and named."""
+    model = attention()
+    exported = compression.original_artifact(tmp_path / "blobs", model, compression.STATES)
+    program = Program(kind="factory", name=f"{__name__}:attention")
+    manifest = exported.manifest.model_copy(update={"program": program})
+    original = replace(exported, manifest=manifest, factories=(program.name,))
+    built = _build(original, tmp_path / "out", "int8-weight-only")
+    rows = _rows(built)
+    assert rows["head.weight"].action != report.KEPT
+    assert rows["attention.out_proj.weight"].reason == "the attention around it reads its weight directly"
+    made, cache = _manifest(original, built)
+    session = load(made, cache, factories=original.factories)
+    inputs = tensors.synthetic(session.inputs, size=2, seed=1)
+    expected = load(manifest, original.cache, factories=original.factories).infer(inputs)["output"]
+    np.testing.assert_allclose(session.infer(inputs)["output"], expected, atol=0.02)
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:

@@ -144,7 +144,6 @@ def _save(
     made_by = torchao_format.minor()
     details = {"torchao": made_by} | ({"device": "cuda"} if scheme.cuda else {})
     own = datatypes.to_safetensors(datatypes.from_torch(computed))
-    note = "torchao keeps one byte for each int4 weight in memory; the file holds half a byte"
     return Built(
         files={"model.safetensors": path},
         tensors=rows,
@@ -152,8 +151,16 @@ def _save(
         encoding=Encoding(kind="torchao", details=details),
         promised_ratio=promised / max(1, sum(row.bytes_in for row in rows)),
         compute_dtypes=(_COMPUTED.get(order.wish.method, own),),
-        notes=(note,) if scheme.bits == 4 and not scheme.cuda else (),
+        notes=_notes(order.wish.method, scheme),
     )
+
+
+def _notes(method: str, scheme: _Scheme) -> tuple[str, ...]:
+    if method == "int8-dynamic":
+        return ("a CPU without VNNI may saturate in int8: its golden check refuses the variant then",)
+    if scheme.bits == 4 and not scheme.cuda:
+        return ("torchao keeps one byte for each int4 weight in memory; the file holds half a byte",)
+    return ()
 
 
 def _reason(name: str, layer: nn.Linear, order: Order, scheme: _Scheme, module: nn.Module) -> str:
@@ -162,6 +169,8 @@ def _reason(name: str, layer: nn.Linear, order: Order, scheme: _Scheme, module: 
         return f"skipped by {pattern}"
     if shared := _tied(f"{name}.weight", module, order.original):
         return _TIED.format(shared)
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "the attention around it reads its weight directly"
     columns = layer.weight.shape[1]
     if scheme.group is not None and columns % scheme.group:
         return f"{columns} columns do not divide into groups of {scheme.group}"

@@ -53,7 +53,7 @@ class Original:
 
 @dataclass(frozen=True)
 class Built:
-    """A variant as files in the folder that the method was given. What is None is the original's.
+    """A variant, or one shard of it, as files in the folder that the method was given. What is None is the original's.
 
     `files`: {path in the artifact: local file}; the weights, or the one `.onnx`. `program_file`: a new template's
     `.pt2`. `exact_tensors`: every tensor of the original has a row in `tensors`.
@@ -91,4 +91,8 @@ class Order:
 
 
 Method = Callable[[Order], Built]
-"""Raises NotApplicable, BuildFailed; MemoryError or torch's OutOfMemoryError where a smaller batch may help."""
+"""Raises NotApplicable, BuildFailed; MemoryError or torch's OutOfMemoryError where a smaller batch may help.
+
+A method that can work file by file has `build_shard(order, number)` beside `build`: the Built of that weight file
+of the original, with rows for its tensors only. Shards agree in engine, encoding, binding and calibration.
+"""
