@@ -13,19 +13,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from weighbridge.registry import champion, events, hosts, jobs, lifecycle, rollout_variants
+from weighbridge.registry import champion, events, hosts, jobs, lifecycle, rollout_settings, rollout_variants
 from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
-from weighbridge.registry.errors import Conflict, Invalid, NotFound
+from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, Stage, VersionStatus
 from weighbridge.registry.models import Job, Model, Rollout, RolloutStep, Version
-from weighbridge.registry.models import Recipe as RecipeRow
-from weighbridge.registry.recipe import NO_POLICY, Policy, Recipe, RolloutSettings, effective, policy_for
+from weighbridge.registry.recipe import NO_POLICY, Policy, RolloutSettings, policy_for
 from weighbridge.registry.rollout_variants import Better, Variants
 
 _SELF = "weighbridge"
@@ -68,7 +66,9 @@ def start(
     if row is None:
         raise NotFound("model", model)
     version = _version(tx, row, number)
-    chosen = _overridden(_settings(tx, version, NO_POLICY), settings or {}, policy_for(model, policies))
+    chosen = rollout_settings.overridden(
+        rollout_settings.of(tx, version, NO_POLICY), settings or {}, policy_for(model, policies)
+    )
     return _start(tx, row, version, chosen, variant=variant, actor=actor, reason=reason)
 
 
@@ -88,7 +88,7 @@ def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = (
     ).one_or_none()
     if version is None or _had_rollout(tx, version):
         return None
-    settings = _settings(tx, version, policy_for(model.name, policies))
+    settings = rollout_settings.of(tx, version, policy_for(model.name, policies))
     if not settings.automatic:
         return None
     if (other := active(tx, model_id, settings.fleet)) is not None:
@@ -315,31 +315,13 @@ def _had_rollout(tx: Session, version: Version) -> bool:
     return bool(tx.scalars(query.where(Rollout.model_id == version.model_id, Rollout.number == version.number)).one())
 
 
-def _settings(tx: Session, version: Version, policy: Policy) -> RolloutSettings:
-    """The rollout part of the recipe that the version pins, under today's policy."""
-    row = tx.get(RecipeRow, version.recipe_id) if version.recipe_id is not None else None
-    recipe = Recipe.model_validate(row.effective) if row is not None else None
-    return effective(recipe, policy)[0].rollout
-
-
-def _overridden(base: RolloutSettings, wishes: Mapping[str, Any], policy: Policy) -> RolloutSettings:
-    try:
-        wished = RolloutSettings.model_validate({**base.model_dump(), **wishes})
-    except ValidationError as exc:
-        problems = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
-        raise Invalid(f"rollout settings: {problems}") from exc
-    merged, ignored = effective(Recipe(rollout=wished), policy)
-    refused = [line for line in ignored if line.removeprefix("rollout.").partition(":")[0] in wishes]
-    if refused:
-        raise Invalid("; ".join(refused))
-    return merged.rollout
-
-
 def _improve(
     tx: Session, version: Version, now: Serving, fleet: Mapping[str, str], policies: tuple[Policy, ...]
 ) -> Rollout | None:
     model = tx.get_one(Model, version.model_id)
-    settings = _settings(tx, version, policy_for(model.name, policies)).model_copy(update={"fleet": dict(fleet)})
+    settings = rollout_settings.of(tx, version, policy_for(model.name, policies)).model_copy(
+        update={"fleet": dict(fleet)}
+    )
     if version.unproven or not settings.automatic:
         return None
     better = rollout_variants.better(tx, version, now, fleet)
