@@ -62,7 +62,13 @@ def ours(source: Path, out: Path, method: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if note:
         print(note, file=sys.stderr)
-    return {"seconds": seconds, "kernel": kernel, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    return {"seconds": seconds, "kernel": kernel, "peak": _peak()}
+
+
+def _peak() -> int:
+    """Bytes. (`ru_maxrss` would count what the parent held when it forked.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def copy(source: Path, out: Path) -> dict[str, float]:

@@ -6,10 +6,10 @@ Prints {"seconds", "peak", "version"}: of the call alone, imports left out, as f
 """
 
 import json
-import resource
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 
 def scheme(method: str):  # type: ignore[no-untyped-def]
@@ -30,7 +30,8 @@ def main() -> None:
     wanted, start = scheme(method), time.perf_counter()
     model_free_ptq(folder, out, scheme=wanted, max_workers=2, device="cpu")
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
     print(json.dumps({"seconds": seconds, "peak": peak, "version": version("llmcompressor")}))
 
 

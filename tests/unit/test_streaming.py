@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 
 from tests.fixtures.compression import PIXELS, mlp, order, original_artifact
 from weighbridge.engines import packed
+from weighbridge.engines.load import load
 from weighbridge.engines.manifest import ArtifactFile
 from weighbridge.registry.recipe import VariantWish
 from weighbridge.registry.schemas import VariantTensor
+from weighbridge.storage.streaming import digest_file
 from weighbridge.workers.compression import command, kernels, report, streaming
 from weighbridge.workers.compression.types import BuildFailed, NotApplicable, Original
 
@@ -239,6 +241,23 @@ def test_the_variant_computes_nearly_what_the_original_does(original: Original, 
     new = packed.unpack({path: file})
     assert {row.name for row in built.tensors} == old.keys() == new.keys()
     assert all(torch.allclose(new[name], old[name], atol=2e-3) for name in old)
+
+
+def test_a_host_serves_the_packed_artifact(original: Original, tmp_path: Path) -> None:
+    """The torch engine unpacks it while loading, twice to the same bits, and answers nearly as the original."""
+    built = streaming.build(order(original, tmp_path / "new", "int8-rows"))
+    [(path, file)] = built.files.items()
+    digest = digest_file(file)
+    changes = {"encoding": built.encoding, "files": (ArtifactFile(path=path, size=-1, digest=digest),)}
+    manifest = original.manifest.model_copy(update=changes)
+    pixels = {"pixels": np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)}
+    answers = [
+        load(one, lambda name: file if name == digest else original.cache(name)).infer(pixels)["output"]
+        for one in (original.manifest, manifest, manifest)
+    ]
+    assert np.array_equal(answers[1], answers[2])
+    assert not np.array_equal(answers[0], answers[1])
+    assert np.allclose(answers[0], answers[1], atol=0.02)
 
 
 def test_shard_by_shard_gives_the_same_weights_as_the_whole(original: Original, tmp_path: Path) -> None:
