@@ -6,7 +6,7 @@ that a verb returns; what is not sent, the dispatcher finds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import String, and_, cast, exists, func, literal, or_, select
@@ -122,15 +122,10 @@ def tensors(tx: Session, variant_id: int, judgement: int) -> list[VariantTensor]
 
 def jobs_of(tx: Session, version_id: int) -> dict[str, list[Job]]:
     """The jobs of every variant of a version, by the variant's name, oldest first."""
-    statement = (
-        select(col(Variant.name), Job)
-        .join(Job, and_(col(Job.subject_type) == "variant", col(Job.subject_id) == col(Variant.id)))
-        .where(col(Variant.version_id) == version_id)
-        .order_by(col(Job.id))
-    )
+    rows = {_id(row): row.name for row in listing(tx, version_id)}
     found: dict[str, list[Job]] = {}
-    for name, job in tx.execute(statement, execution_options={"populate_existing": True}):
-        found.setdefault(name, []).append(job)
+    for job in tx.scalars(_jobs(rows).order_by(col(Job.id)), execution_options={"populate_existing": True}):
+        found.setdefault(rows[job.subject_id], []).append(job)
     return found
 
 
@@ -139,11 +134,17 @@ def settled(tx: Session, version_id: int) -> bool:
 
     A benchmark that waits for a kind of worker that is not there does not count: it may wait for ever.
     """
-    if any(row.status == VariantStatus.PENDING for row in listing(tx, version_id) if row.name != ORIGINAL):
+    rows = listing(tx, version_id)
+    if any(row.status == VariantStatus.PENDING for row in rows if row.name != ORIGINAL):
         return False
-    still = [job for found in jobs_of(tx, version_id).values() for job in found if job.state in _OPEN]
+    still = list(tx.scalars(_jobs([_id(row) for row in rows]).where(col(Job.state).in_(_OPEN))))
     kinds = workers_seen.kinds(tx) if still else {}
     return not any(job.state == JobState.RUNNING or job.stage != Stage.BENCHMARK or job.part in kinds for job in still)
+
+
+def _jobs(variant_ids: Collection[int]) -> Any:
+    """By ids: a join would have the planner read every job of every variant."""
+    return select(Job).where(col(Job.subject_type) == "variant", col(Job.subject_id).in_(variant_ids))
 
 
 def cancel(tx: Session, version_id: int) -> int:
@@ -170,8 +171,8 @@ def _unmeasured(ready: Any, kinds: Sequence[str]) -> Any:
     key = literal("variant:") + cast(col(Variant.id), String) + f":{Stage.BENCHMARK}:"
     missing = [~exists().where(col(Job.key) == key + kind + _judgement()) for kind in kinds]
     newest = select(func.max(col(Version.id))).where(col(Version.status) == VersionStatus.READY)
-    named = exists().where(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
-    matters = or_(col(Version.id).in_(newest.group_by(col(Version.model_id))), named)
+    pointed = and_(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
+    matter = newest.group_by(col(Version.model_id)).union(select(col(Version.id)).join(Alias, pointed))
     measured = func.coalesce(
         col(Recipe.effective)["benchmark"].as_boolean(), func.json_array_length(col(Recipe.effective)["variants"]) > 0
     )
@@ -179,7 +180,7 @@ def _unmeasured(ready: Any, kinds: Sequence[str]) -> Any:
         select(col(Variant.id))
         .join(Version, ready)
         .join(Recipe, col(Recipe.id) == col(Version.recipe_id))
-        .where(col(Variant.status) == VariantStatus.READY, matters, measured, or_(*missing))
+        .where(col(Variant.status) == VariantStatus.READY, col(Version.id).in_(matter), measured, or_(*missing))
     )
 
 
