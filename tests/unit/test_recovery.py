@@ -130,3 +130,18 @@ def test_int8_qat_trains_and_then_stores_int8(original: Original, digits: Any, t
     assert said["4.weight"].action == "kept"
     assert built.encoding is not None
     assert accuracy(artifact(original, built), digits) > accuracy(original, digits) - 0.02
+
+
+def test_a_lowered_batch_still_takes_every_step(original: Original, digits: Any, tmp_path: Path) -> None:
+    """After an out-of-memory the stage gives smaller batches; the training goes on with them to its last step."""
+    from weighbridge.workers.compression.data import Limited
+
+    seen: list[float] = []
+    wish = {"recover": {"steps": 30, "batch": 64}}
+    limited = Limited(train_data(digits), 8).data
+    order = compression.order(original, tmp_path, "prune-magnitude", data=limited, **wish)
+    from weighbridge.workers.compression import pruning
+
+    pruning.build(dataclasses.replace(order, progress=seen.append))
+    assert len(seen) == 30
+    assert seen[-1] == 1

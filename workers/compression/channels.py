@@ -54,7 +54,7 @@ def build(order: Order) -> Built:
             reasons[pair.producer] = f"skipped by {pattern}"
     if not pairs:
         said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it has no linear layer"
-        raise NotApplicable(f"prune-channels: no two layers of the program can be cut ({said})")
+        raise NotApplicable(f"no two layers of the program can be cut ({said})")
     calibrated = order.data.origin != "synthetic"
     seen = look(reference.open_module(order.original), order, order.wish.calibration_rows) if calibrated else None
     cuts = _cuts(pairs, reasons, state, order.wish.sparsity, seen)
@@ -141,7 +141,7 @@ def _built(order: Order, module: fx.GraphModule, narrow: State, cuts: _Cuts, cal
     try:
         made = _export(order, module.requires_grad_(False))
     except TemplateError as exc:
-        raise BuildFailed(f"prune-channels: the narrower program cannot be exported: {exc}") from exc
+        raise BuildFailed(f"the narrower program cannot be exported: {exc}") from exc
     path = order.folder / "program.pt2"
     path.write_bytes(made.pt2)
     notes = [f"calibrated on {wish.calibration_rows} rows of {order.data.origin} inputs"] if calibrated else []

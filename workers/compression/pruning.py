@@ -45,7 +45,7 @@ def build(order: Order) -> Built:
     device = order.original.device
     require_torch(order)
     if order.wish.method == "sparse-2-4" and not device.startswith("cuda"):
-        raise NotApplicable(f"sparse-2-4: its kernels are CUDA's; this worker's device is {device}")
+        raise NotApplicable(f"its kernels are CUDA's; this worker's device is {device}")
     return prune(order)
 
 
@@ -58,7 +58,7 @@ def prune(order: Order) -> Built:
     plan = _plan(module, seen, wish, calibrated)
     if not plan.masks:
         reasons = "; ".join(islice((f"{name}: {reason}" for name, reason in plan.kept.items()), 4))
-        raise NotApplicable(f"{wish.method}: there is no weight to prune ({reasons})")
+        raise NotApplicable(f"there is no weight to prune ({reasons})")
     notes = ["the zeros are stored: no smaller, and no faster until 90% and more"] if not _is_2_4(wish) else []
     if calibrated:
         notes.append(f"calibrated on {wish.calibration_rows} rows of {order.data.origin} inputs")
@@ -82,7 +82,7 @@ def prune(order: Order) -> Built:
 def require_torch(order: Order) -> None:
     """Raise NotApplicable for an original whose program is not torch's."""
     if order.original.manifest.engine.get("name", "torch") != "torch":
-        raise NotApplicable(f"{order.wish.method}: the original is no torch program")
+        raise NotApplicable("the original is no torch program")
 
 
 def look(module: nn.Module, order: Order, rows: int) -> Seen:

@@ -36,7 +36,7 @@ def build(order: Order) -> Built:
     linears.rebuild(module)
     layers = [name for name in linears.linear_layers(module) if not skipped(f"{name}.weight", order.wish)]
     if not layers:
-        raise NotApplicable("int8-qat: the program has no linear layer that the recipe does not skip")
+        raise NotApplicable("the program has no linear layer that the recipe does not skip")
     fake_quantize(module, layers)
     frozen = frozenset(name for name in module.state_dict() if skipped(name, order.wish))
     student = recovery.Student(module, frozen=frozen, fake_quantized=tuple(layers))

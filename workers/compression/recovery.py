@@ -12,16 +12,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from weighbridge.engines.manifest import Manifest, TensorSpec
+from weighbridge.engines import datatypes
+from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import Arrays
 from weighbridge.registry.recipe import Recovery, Task
 from weighbridge.workers.compression import reference, training
 from weighbridge.workers.compression.activations import names_by_storage
+from weighbridge.workers.compression.memory import out_of_memory
 from weighbridge.workers.compression.types import BuildFailed, Order
 
 
@@ -64,7 +67,8 @@ STUDENT, MASKS, RESULT, JOB, PROBLEM = (
     *("job.json", "problem-{rank}.txt"),
 )
 BATCHES = "batches"
-"""The folder of one pass over the training set, a file for each batch of all ranks together."""
+"""The folder of the training set's batches, a file for each batch of all ranks together."""
+BATCHES_BYTES = 1 << 30
 
 
 def recover(student: Student, order: Order) -> str:
@@ -96,8 +100,7 @@ def _here(student: Student, order: Order, wishes: Recovery) -> tuple[float, floa
 
 
 def _pass(order: Order, wishes: Recovery, number: int) -> Iterator[Arrays]:
-    inputs: tuple[TensorSpec, ...] = order.original.manifest.inputs
-    return training.one_pass(order.data, inputs, wishes.batch, wishes.steps, wishes.seed + number)
+    return training.one_pass(order.data, wishes.batch, wishes.steps, wishes.seed + number)
 
 
 def _torchrun(student: Student, order: Order, wishes: Recovery) -> tuple[float, float]:
@@ -109,7 +112,7 @@ def _torchrun(student: Student, order: Order, wishes: Recovery) -> tuple[float, 
     last = _run(folder, wishes.ranks, order)
     if last is not None:
         said = next((path.read_text().strip() for path in problems if path.exists()), last)
-        if "OutOfMemoryError" in said or "MemoryError" in said:
+        if "MemoryError" in said or out_of_memory(RuntimeError(said)):
             raise MemoryError(said)
         raise BuildFailed(f"recover: a rank of torchrun failed: {said}")
     first, then = _take(student.module, folder)
@@ -117,8 +120,6 @@ def _torchrun(student: Student, order: Order, wishes: Recovery) -> tuple[float, 
 
 
 def _check_ranks(order: Order, wishes: Recovery) -> None:
-    if wishes.batch < wishes.ranks:
-        raise BuildFailed(f"recover: {wishes.ranks} ranks cannot share a batch of {wishes.batch} rows: raise batch")
     if order.original.device.startswith("cuda") and torch.cuda.device_count() < wishes.ranks:
         raise BuildFailed(
             f"recover: ranks is {wishes.ranks}, and this machine has {torch.cuda.device_count()} CUDA devices"
@@ -145,10 +146,22 @@ def _write(student: Student, order: Order, wishes: Recovery, folder: Path) -> No
         fake_quantized=student.fake_quantized,
     )
     (folder / JOB).write_text(job.model_dump_json())
-    (folder / BATCHES).mkdir()
+    _write_batches(order, wishes, folder / BATCHES)
+
+
+def _write_batches(order: Order, wishes: Recovery, folder: Path) -> None:
+    """What the ranks read, pass after pass: every batch, or as many as BATCHES_BYTES hold."""
+    folder.mkdir()
+    size = 0
     for number, arrays in enumerate(_pass(order, wishes, 0)):
-        tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
-        save_file(tensors, folder / BATCHES / f"{number:09d}.safetensors")
+        rows = len(next(iter(arrays.values())))
+        if rows < wishes.ranks:
+            raise BuildFailed(f"recover: {wishes.ranks} ranks cannot share a batch of {rows} rows: ask for fewer ranks")
+        path = folder / f"{number:09d}.safetensors"
+        save_file({name: datatypes.array_to_tensor(np.ascontiguousarray(its)) for name, its in arrays.items()}, path)
+        size += path.stat().st_size
+        if size > BATCHES_BYTES:
+            return
 
 
 def _needed(manifest: Manifest) -> list[str]:

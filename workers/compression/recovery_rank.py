@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from weighbridge.engines import datatypes
 from weighbridge.engines.protocols import Arrays
 from weighbridge.engines.template import open_template
 from weighbridge.workers.compression import qat, recovery, reference, training
@@ -73,7 +73,8 @@ def _batches(job: RankJob, number: int, rank: int, ranks: int) -> Iterator[Array
     files = sorted((job.folder / recovery.BATCHES).iterdir())
     shuffled = np.random.default_rng(job.recovery.seed + number).permutation(len(files))
     for index in shuffled if number else range(len(files)):
-        yield training.share(load_arrays(files[index]), job.manifest.inputs, rank, ranks)
+        arrays = {name: datatypes.tensor_to_array(value) for name, value in load_file(files[index]).items()}
+        yield training.share(arrays, rank, ranks)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from weighbridge.workers.compression.types import BuildFailed, Data, Progress
 LABELS = "labels"
 IGNORED = -100
 """A label that no loss counts."""
-_WINDOW = 64
-"""Batches that are shuffled among each other; a set that is larger is read in its own order between windows."""
+_WINDOW = 16
+"""Batches that are shuffled among each other; the order of the windows is the data's, which is random too."""
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,28 @@ def endless(passes: Callable[[int], Iterator[Arrays]]) -> Iterator[Arrays]:
         yield from passes(number)
 
 
-def one_pass(data: Data, inputs: tuple[TensorSpec, ...], batch: int, steps: int, seed: int) -> Iterator[Arrays]:
-    """The set once, at most `steps` batches of it, shuffled by `seed` within windows; a short last batch is left out.
+def one_pass(data: Data, batch: int, steps: int, seed: int) -> Iterator[Arrays]:
+    """So many batches, or fewer, shuffled by `seed` within windows; what is short of a batch is left out.
 
-    Raises BuildFailed for an empty set.
+    Batches are as large as the data gives them, which may be less than asked. Raises BuildFailed for an empty set.
     """
     rng = np.random.default_rng(seed)
-    given = 0
-    for window in data.batches(steps * batch, _WINDOW * batch):
-        rows = _length(window, inputs)
-        order = rng.permutation(rows)
-        for start in range(0, rows, batch):
-            if start + batch <= rows or not given:
-                given += 1
-                yield _rows(window, order[start : start + batch], inputs)
-    if not given:
+    given = data.batches(steps * batch, batch)
+    empty = True
+    while window := list(islice(given, _WINDOW)):
+        size, joined = _length(window[0]), _join(window)
+        order = rng.permutation(_length(joined))
+        for start in range(0, len(order), size):
+            if start + size <= len(order):
+                empty = False
+                yield _rows(joined, order[start : start + size])
+    if empty:
         raise BuildFailed("recover: the training set has no rows")
 
 
-def share(arrays: Arrays, inputs: tuple[TensorSpec, ...], rank: int, ranks: int) -> dict[str, Array]:
+def share(arrays: Arrays, rank: int, ranks: int) -> dict[str, Array]:
     """One rank's rows of a batch."""
-    return _rows(arrays, np.arange(rank, _length(arrays, inputs), ranks), inputs)
+    return _rows(arrays, np.arange(rank, _length(arrays), ranks))
 
 
 def _adamw(trained: Mapping[str, nn.Parameter], wishes: Recovery) -> torch.optim.Optimizer:
@@ -184,13 +185,14 @@ def _distance(task: Task, output: torch.Tensor, taught: torch.Tensor) -> torch.T
     return functional.kl_div(own, other, reduction="batchmean", log_target=True)
 
 
-def _length(arrays: Arrays, inputs: tuple[TensorSpec, ...]) -> int:
-    """Rows of a batch; the first axis of the first input where none is free."""
-    named = next((spec.name for spec in inputs if spec.shape and spec.shape[0] == -1), inputs[0].name)
-    return int(arrays[named].shape[0])
+def _length(arrays: Arrays) -> int:
+    """Rows of a batch."""
+    return len(next(iter(arrays.values())))
 
 
-def _rows(arrays: Arrays, which: Array, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """Some rows of what has rows: the inputs with a batch axis, and the labels."""
-    whole = {spec.name for spec in inputs if not spec.shape or spec.shape[0] != -1}
-    return {name: value if name in whole else value[which] for name, value in arrays.items()}
+def _rows(arrays: Arrays, which: Array) -> dict[str, Array]:
+    return {name: value[which] for name, value in arrays.items()}
+
+
+def _join(window: list[Arrays]) -> dict[str, Array]:
+    return {name: np.concatenate([arrays[name] for arrays in window]) for name in window[0]}
