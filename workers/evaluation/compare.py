@@ -40,8 +40,11 @@ DEFAULTS: Mapping[Task, Mapping[str, float]] = {
 """Bounds of drift where no evaluation set decides and the recipe gives none.
 
 On samples of the original's own answers a mean divergence of KL nats multiplies the perplexity by exp(KL): 0.02 is 2%.
-Synthetic rows lie nearer to decision boundaries than data does, so top1 asks for 98% where `keep` asks for 99%. A
-cosine of 0.99 is a difference of 14% of a vector's length: a floor for embeddings, and little proof for a regression,
+Synthetic rows lie nearer to decision boundaries than data does, so top1 asks for 98% where `keep` asks for 99%.
+Measured on a digits MLP, synthetic rows: int8 99.6 to 100% and at most 0.0005 nats; int4 94.6% and 0.011 (99.5% on
+data: such a variant needs a set to pass); 2 bits 74% and 0.77. A static ONNX variant, calibrated on data, fails on
+noise: 47%.
+A cosine of 0.99 is a difference of 14% of a vector's length: a floor for embeddings, and little proof for a regression,
 which should bring a set.
 """
 _MEASURE = {"min_top1": "top1", "max_kl_mean": "kl_mean", "max_kl_p99": "kl_p99", "min_cosine": "cosine"}

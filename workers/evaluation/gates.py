@@ -24,9 +24,10 @@ def bound(gate: str, name: str, observed: float, limit: float, *, least: bool) -
 
 
 def number(value: float, other: float) -> str:
-    """Two digits, or as many as tell it from the other."""
+    """Two digits, or as many as tell it from the other and, unless it is one, from zero."""
     digits = next((digits for digits in range(2, 9) if f"{value:.{digits}f}" != f"{other:.{digits}f}"), 2)
-    return f"{value:.{digits}f}"
+    said = f"{value:.{digits}f}"
+    return said if value == 0 or float(said) else f"{value:.2g}"
 
 
 def percent(share: float, other: float) -> str:
