@@ -72,7 +72,8 @@ def _quantize(order: Order, session: TorchSession) -> Built:
         raise NotApplicable(f"{order.wish.method}: the program has no linear layer; only those are quantized")
     computed = next(iter(layers.values())).weight.dtype
     scheme = _scheme(order, computed)
-    reasons = {name: _reason(name, layer, order, scheme, module) for name, layer in layers.items()}
+    ties = _ties(module, order.original)
+    reasons = {name: _reason(name, layer, order, scheme, ties) for name, layer in layers.items()}
     if all(reasons.values()):
         name, reason = next(iter(reasons.items()))
         raise NotApplicable(f"{order.wish.method}: no linear layer can be quantized; {name}: {reason}")
@@ -90,7 +91,7 @@ def _quantize(order: Order, session: TorchSession) -> Built:
             weights[tensor], rows[tensor] = _one(name, layer, tensor, weights[tensor], scheme, order)
         order.progress(done / len(layers))
     for tensor, value in weights.items():
-        shared = _tied(binding[tensor], module, order.original) if tensor not in rows else None
+        shared = ties.get(binding[tensor])
         rows.setdefault(tensor, report.kept(tensor, value, _TIED.format(shared) if shared else ""))
     promised += sum(row.bytes_out for row in rows.values() if row.action == report.KEPT)
     return _save(order, weights, tuple(rows[name] for name in sorted(rows)), scheme, promised, computed)
@@ -163,11 +164,11 @@ def _notes(method: str, scheme: _Scheme) -> tuple[str, ...]:
     return ()
 
 
-def _reason(name: str, layer: nn.Linear, order: Order, scheme: _Scheme, module: nn.Module) -> str:
+def _reason(name: str, layer: nn.Linear, order: Order, scheme: _Scheme, ties: Mapping[str, str]) -> str:
     """Why a layer stays; empty: it is quantized."""
     if pattern := report.skipped(f"{name}.weight", order.wish.skip):
         return f"skipped by {pattern}"
-    if shared := _tied(f"{name}.weight", module, order.original):
+    if shared := ties.get(f"{name}.weight"):
         return _TIED.format(shared)
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "the attention around it reads its weight directly"
@@ -179,19 +180,21 @@ def _reason(name: str, layer: nn.Linear, order: Order, scheme: _Scheme, module: 
     return ""
 
 
-def _tied(parameter: str, module: nn.Module, original: Original) -> str | None:
-    """Another parameter that is the same tensor."""
-    state = module.state_dict(keep_vars=True)
-    own = state[parameter]
-    same = [
-        name
-        for name, value in state.items()
-        if name != parameter and value.data_ptr() == own.data_ptr() and value.shape == own.shape and own.numel()
-    ]
+def _ties(module: nn.Module, original: Original) -> dict[str, str]:
+    """{parameter: another that is the same tensor}."""
+    groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if value.numel():
+            groups.setdefault((value.data_ptr(), tuple(value.shape)), []).append(name)
+    ties = {
+        name: next(other for other in names if other != name)
+        for names in groups.values()
+        for name in names
+        if len(names) > 1
+    }
     bound = set(original.manifest.binding.values())
-    if not same and parameter not in bound:
-        return "a parameter that the checkpoint holds under another name"
-    return min(same) if same else None
+    unbound = [name for name in module.state_dict() if name not in bound and name not in ties]
+    return ties | dict.fromkeys(unbound, "a parameter that the checkpoint holds under another name")
 
 
 def _scheme(order: Order, computed: torch.dtype) -> _Scheme:
