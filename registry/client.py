@@ -9,11 +9,12 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx
+from pydantic import TypeAdapter
 
-from weighbridge.registry import client_download, client_feed
+from weighbridge.registry import client_download, client_feed, frames
 from weighbridge.registry.client_download import Progress
 from weighbridge.registry.client_feed import ENDED, quoted
 from weighbridge.registry.client_http import Http
@@ -21,7 +22,9 @@ from weighbridge.registry.errors import Conflict
 from weighbridge.registry.schemas import (
     Alias,
     AliasTarget,
+    Benchmark,
     Checkpoint,
+    Choice,
     Decision,
     Desired,
     Enrolled,
@@ -39,9 +42,15 @@ from weighbridge.registry.schemas import (
     Template,
     Token,
     TokenWish,
+    VariantBenchmark,
+    VariantTensor,
     Version,
     VersionDetail,
+    Worker,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 
@@ -113,6 +122,41 @@ class Client:
         """
         return client_feed.wait(self._http, model, version=version, path=path, until=until, timeout=timeout)
 
+    def wait_variants(
+        self, model: str, version: int | str = "latest", *, timeout: float | None = None
+    ) -> VersionDetail:
+        """Wait until a version's variants are built, judged and measured. `timeout` in seconds. Raises TimeoutError."""
+        return client_feed.wait_variants(self._http, model, version, timeout=timeout)
+
+    def tensors(self, model: str, version: int | str, variant: str) -> list[VariantTensor]:
+        """What became of every tensor of a variant."""
+        path = f"{_version(model, version)}/variants/{quoted(variant)}/tensors"
+        return self._http.get_list(VariantTensor, path)
+
+    def benchmarks(self, model: str, version: int | str = "latest") -> list[VariantBenchmark]:
+        """Every measurement of a version's variants, newest first; `status` tells which are facts."""
+        return self._http.get_list(VariantBenchmark, f"{_version(model, version)}/benchmarks")
+
+    def import_benchmark(self, benchmark: Benchmark) -> list[VariantBenchmark]:
+        """Record what was measured elsewhere, for every variant that has this artifact."""
+        answer = self._http.send("POST", "/v1/benchmarks", body=benchmark)
+        return TypeAdapter(list[VariantBenchmark]).validate_json(answer.content)
+
+    def choices(self, model: str, version: int | str = "latest") -> list[Choice]:
+        """Which variant each kind of host gets of a version, and why. The kind "" is every other one."""
+        return self._http.get_list(Choice, f"{_version(model, version)}/choices")
+
+    def workers(self) -> list[Worker]:
+        """The workers that build and measure variants, as they last said what they can do."""
+        return self._http.get_list(Worker, "/v1/workers")
+
+    def frame(self, what: frames.What, model: str, version: int | str = "latest") -> DataFrame:
+        """A version's figures as a pandas DataFrame: variants, metrics, gates, tensors, benchmarks or rows.
+
+        Raises ImportError where pandas is not installed (`pip install 'weighbridge[frames]'`).
+        """
+        return frames.frame(self, what, model, version)
+
     def rejudge(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
         """Judge an ended version anew, by the newest recipe and evaluation set."""
         return self._version_verb(model, version, "rejudge", reason)
@@ -122,7 +166,7 @@ class Client:
         return self._version_verb(model, version, "archive", reason)
 
     def _version_verb(self, model: str, version: int | str, verb: str, reason: str) -> VersionDetail:
-        path = f"/v1/models/{quoted(model)}/versions/{quoted(str(version))}/{verb}"
+        path = f"{_version(model, version)}/{verb}"
         return VersionDetail.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
 
     def aliases(self, model: str) -> Iterator[Alias]:
@@ -319,6 +363,10 @@ class Client:
 
     def revoke_token(self, token_id: int) -> None:
         self._http.send("DELETE", f"/v1/tokens/{token_id}")
+
+
+def _version(model: str, version: int | str) -> str:
+    return f"/v1/models/{quoted(model)}/versions/{quoted(str(version))}"
 
 
 def _tag(model: str, key: str, version: int | None) -> str:

@@ -57,16 +57,50 @@ def wait(
     if (version is None) == (path is None):
         raise ValueError("give either version or path")
     look = (lambda: detail(http, model, version)) if version is not None else (lambda: _newest(http, model, path or ""))
+    return _until(
+        http,
+        model,
+        look,
+        lambda found: found.status in until or found.status in ENDED,
+        lambda found: _waits_for(http, model, path, found),
+        timeout,
+    )
+
+
+def wait_variants(http: Http, model: str, version: int | str, *, timeout: float | None) -> VersionDetail:
+    """Return the version once nothing more is to come of its variants, or once it ended without being ready.
+
+    Raises NotFound; TimeoutError, naming what is still to come.
+    """
+    return _until(
+        http,
+        model,
+        lambda: detail(http, model, version),
+        lambda found: found.status in ENDED and (found.variants_settled or found.status != "ready"),
+        _unsettled,
+        timeout,
+    )
+
+
+def _until(
+    http: Http,
+    model: str,
+    look: Callable[[], VersionDetail | None],
+    done: Callable[[VersionDetail], bool],
+    complaint: Callable[[VersionDetail | None], str],
+    timeout: float | None,
+) -> VersionDetail:
+    """Look again whenever something of the model happened, until it is done. Raises TimeoutError(complaint)."""
     deadline = None if timeout is None else time.monotonic() + timeout
     left: Callable[[], float | None] = lambda: None if deadline is None else max(deadline - time.monotonic(), 0.0)  # noqa: E731
     cursor = patiently(left())(_end, http)
     while True:
         found = patiently(left())(look)
-        if found is not None and (found.status in until or found.status in ENDED):
+        if found is not None and done(found):
             return found
         remaining = left()
         if remaining == 0.0:
-            raise TimeoutError(_waits_for(http, model, path, found))
+            raise TimeoutError(complaint(found))
         pause = POLL_SECONDS if remaining is None else min(remaining, POLL_SECONDS)
         cursor = _next(patiently(remaining)(events, http, cursor, model=model, wait=pause))
 
@@ -86,6 +120,21 @@ def _newest(http: Http, model: str, path: str) -> VersionDetail | None:
     """The newest version of a path, None while there is none."""
     found = next(http.pages(Version, "/v1/versions", model=model, path=path, limit=1), None)
     return None if found is None else detail(http, model, found.number)
+
+
+def _unsettled(found: VersionDetail | None) -> str:
+    assert found is not None, "a version that is not there is an error at once"
+    if found.status != "ready":
+        return f"version {found.number} of {found.model} is still {found.status}"
+    open_jobs = [
+        f"{variant.name} {job.stage} {job.state}"
+        for variant in found.variants
+        for job in variant.jobs
+        if job.state in ("queued", "running")
+    ]
+    return (
+        f"variants of version {found.number} of {found.model} are not settled: {', '.join(open_jobs) or 'no job yet'}"
+    )
 
 
 def _waits_for(http: Http, model: str, path: str | None, found: VersionDetail | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import tenacity
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from weighbridge.registry.errors import RegistryError, Unauthorized, Unavailable
 from weighbridge.registry.schemas import Page
@@ -79,6 +79,11 @@ class Http:
 
     def get(self, answer: type[T], path: str, /, **params: Any) -> T:
         return answer.model_validate_json(self.send("GET", path, params=params).content)
+
+    def get_list(self, item: type[Item], path: str) -> list[Item]:
+        """An answer that is one list."""
+        kind: TypeAdapter[list[Item]] = TypeAdapter(list[item])  # type: ignore[valid-type]
+        return kind.validate_json(self.send("GET", path).content)
 
     def pages(self, item: type[Item], path: str, /, **params: Any) -> Iterator[Item]:
         """Every item of a listing; a page is fetched when the one before it is used up."""

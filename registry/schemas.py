@@ -143,6 +143,12 @@ class Benchmark(Wire):
     """None: now."""
 
 
+class VariantBenchmark(Benchmark):
+    """A measurement with the name of its variant."""
+
+    variant: str
+
+
 class VariantTensor(Wire):
     """What became of one tensor. `sqnr` in dB; None: exact, or not comparable. Sizes in bytes."""
 
@@ -188,6 +194,7 @@ class Variant(Wire):
     size: int = 0
     metrics: list[Metric] = []
     gates: list[GateResult] = []
+    jobs: list[Job] = []
 
 
 class Version(Wire):
@@ -218,6 +225,8 @@ class VersionDetail(Version):
     facts: dict[str, Any] = {}
     files: list[File] = []
     variants: list[Variant] = []
+    variants_settled: bool = True
+    """Nothing more is to come of its variants: every one is built, judged and measured, or cannot be."""
     jobs: list[Job] = []
 
 

@@ -20,6 +20,7 @@ from weighbridge.registry.api import (
     rollouts,
     templates,
     tokens,
+    variants,
     versions,
 )
 from weighbridge.registry.api.context import Context
@@ -30,7 +31,7 @@ from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import RegistrySettings
 from weighbridge.storage.blobs import Blobs
 
-_ROOMS = (models, versions, feed, rollouts, hosts, blobs, templates, tokens, health)
+_ROOMS = (models, versions, variants, feed, rollouts, hosts, blobs, templates, tokens, health)
 
 
 def create_app(

@@ -11,11 +11,12 @@ from typing import Any, overload
 from sqlalchemy import select, tuple_
 from sqlmodel import SQLModel, col
 
-from weighbridge.registry import catalog, rollouts, schemas, versions
+from weighbridge.registry import catalog, rollouts, schemas, variants, versions
 from weighbridge.registry.db import Session, clock
 from weighbridge.registry.models import (
     Alias,
     Assignment,
+    Benchmark,
     GateResult,
     Host,
     Job,
@@ -25,6 +26,7 @@ from weighbridge.registry.models import (
     Tag,
     Variant,
     Version,
+    WorkerNode,
 )
 
 
@@ -72,6 +74,7 @@ def version_detail(tx: Session, row: Version) -> schemas.VersionDetail:
         recipe_ignored=recipe.ignored if recipe else [],
         files=[schemas.File(**file.model_dump()) for file in versions.files(tx, row.id)],
         variants=_variants(tx, row),
+        variants_settled=variants.settled(tx, row.id),
         jobs=[schemas.Job(**fields(job)) for job in tx.scalars(jobs.order_by(col(Job.id)))],
     )
 
@@ -119,7 +122,25 @@ def _variants(tx: Session, version: Version) -> list[schemas.Variant]:
     )
     for gate in tx.scalars(judged.order_by(col(GateResult.id))):
         gates[gate.variant_id].append(schemas.GateResult(**gate.model_dump()))
-    return [schemas.Variant(**row.model_dump(), metrics=metrics[row.id or 0], gates=gates[row.id or 0]) for row in rows]
+    jobs = variants.jobs_of(tx, version.id or 0)
+    return [
+        schemas.Variant(
+            **row.model_dump(),
+            metrics=metrics[row.id or 0],
+            gates=gates[row.id or 0],
+            jobs=[schemas.Job(**fields(job)) for job in jobs.get(row.name, ())],
+        )
+        for row in rows
+    ]
+
+
+def benchmark_list(rows: Sequence[tuple[str, Benchmark]]) -> list[schemas.VariantBenchmark]:
+    """Measurements with the names of their variants."""
+    return [schemas.VariantBenchmark.model_validate({**fields(row), "variant": name}) for name, row in rows]
+
+
+def workers(rows: Sequence[WorkerNode]) -> list[schemas.Worker]:
+    return [schemas.Worker(**fields(row)) for row in rows]
 
 
 def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:

@@ -88,9 +88,26 @@ def _report(error: Exception) -> int:
 
 
 def _register() -> None:
-    from weighbridge.cli import alias, config, demo, doctor, fleet, roles, rollouts, template, token, transfer, versions
+    from weighbridge.cli import (
+        alias,
+        benchmark,
+        config,
+        demo,
+        doctor,
+        fleet,
+        roles,
+        rollouts,
+        template,
+        token,
+        transfer,
+        variants,
+        versions,
+    )
 
-    for module in (roles, demo, transfer, versions, alias, template, fleet, rollouts, token, doctor, config):
+    for module in (
+        *(roles, demo, transfer, versions, variants, benchmark, alias, template),
+        *(fleet, rollouts, token, doctor, config),
+    ):
         module.register(app)
 
 

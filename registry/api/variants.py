@@ -1,0 +1,67 @@
+"""Variants: what became of each tensor, what was measured, and which kind of host gets which."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from sqlmodel import col, select
+
+from weighbridge.registry import benchmarks, placement, schemas, variants, versions, workers_seen
+from weighbridge.registry.api import views
+from weighbridge.registry.api.auth import Approver, Reader
+from weighbridge.registry.api.context import Ctx, Name, Selector
+from weighbridge.registry.models import Host, Variant
+
+router = APIRouter(prefix="/v1", tags=["variants"])
+
+
+@router.get("/models/{model}/versions/{selector}/variants/{name}/tensors")
+def list_tensors(ctx: Ctx, _: Reader, model: Name, selector: Selector, name: Name) -> list[schemas.VariantTensor]:
+    """What became of every tensor of a variant, by name; those of the original are as they came, and not listed."""
+    with ctx.db.read() as tx:
+        version = versions.get(tx, model, selector)
+        variant = variants.get(tx, version.id or 0, name)
+        rows = variants.tensors(tx, variant.id or 0, version.judgement)
+        return [schemas.VariantTensor(**row.model_dump()) for row in rows]
+
+
+@router.get("/models/{model}/versions/{selector}/benchmarks")
+def list_benchmarks(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[schemas.VariantBenchmark]:
+    """Every measurement of the version's variants, invalid ones too, newest first."""
+    with ctx.db.read() as tx:
+        return views.benchmark_list(benchmarks.listing(tx, versions.get(tx, model, selector).id or 0))
+
+
+@router.get("/models/{model}/versions/{selector}/choices")
+def list_choices(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[schemas.Choice]:
+    """Which variant each kind of host gets, and why: the kinds of enrolled hosts, of workers, and those measured.
+
+    409 while the version's original is not ready.
+    """
+    with ctx.db.read() as tx:
+        version = versions.get(tx, model, selector)
+        hosts = tx.scalars(select(Host.device).where(col(Host.state) == "enrolled"))
+        kinds = {str(device.get("kind") or "") for device in hosts}
+        kinds |= {*workers_seen.kinds(tx), *benchmarks.facts(tx, version.id or 0)}
+        return list(placement.choices(tx, version, kinds).values())
+
+
+@router.post("/benchmarks", status_code=201)
+def import_benchmark(ctx: Ctx, who: Approver, seen: schemas.Benchmark) -> list[schemas.VariantBenchmark]:
+    """Record what was measured elsewhere, for every variant that has this artifact; it counts for what hosts are given.
+
+    404 where no variant has it, 422 for what cannot have been measured.
+    """
+    with ctx.change("jobs", "hosts") as tx:
+        rows = benchmarks.import_(tx, seen, source=f"{seen.source or 'import'} by {who.name}", actor=who.name)
+        named = [(tx.get_one(Variant, row.variant_id).name, row) for row in rows]
+        found = views.benchmark_list(named)
+        for row in rows:
+            variants.advance(tx, row.variant_id, actor=who.name, policies=ctx.policies)
+        return found
+
+
+@router.get("/workers")
+def list_workers(ctx: Ctx, _: Reader) -> list[schemas.Worker]:
+    """The workers that take variants' work and were heard of lately."""
+    with ctx.db.read() as tx:
+        return views.workers(workers_seen.live(tx))
