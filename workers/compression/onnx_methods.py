@@ -113,8 +113,8 @@ def _change(form: _Form, task: _Task) -> _Changed:
         with onnx_export.quiet():
             return form.change(task)
     except Exception as exc:  # the quantizers raise of every kind
-        if out_of_memory(exc):
-            raise
+        if out_of_memory(RuntimeError(str(exc))) or isinstance(exc, MemoryError):
+            raise MemoryError(str(exc)) from exc  # onnxruntime's exceptions are no RuntimeError
         raise BuildFailed(f"onnxruntime cannot build it: {type(exc).__name__}: {exc}") from exc
     finally:
         task.path.unlink(missing_ok=True)
@@ -239,10 +239,12 @@ def _must_have_changed(
 def _promised(
     exported: Exported, chosen: Mapping[str, Weight], form: _Form, group: int, tensors: Sequence[VariantTensor]
 ) -> float:
-    """Bytes of the parameters' initializers as the method should write them, over the original's."""
+    """Bytes of all initializers, constants of the program included, as the method should write them."""
     before = onnx_weights.initializers(exported.model)
-    held = {name for names in exported.initializers.values() for name in names}
-    out = sum(form.promise(chosen[name], group) if name in chosen else len(before[name].raw_data) for name in held)
+    out = sum(
+        form.promise(chosen[name], group) if name in chosen else numpy_helper.to_array(tensor).nbytes
+        for name, tensor in before.items()
+    )
     return out / max(1, sum(row.bytes_in for row in tensors))
 
 
@@ -272,29 +274,20 @@ def _dynamic(task: _Task) -> _Changed:
 
 def _static(task: _Task) -> _Changed:
     reduced, notes = _range()
-    batch = _CALIBRATION_BATCH
-    while True:
-        try:
-            quantize_static(
-                task.model,
-                task.path,
-                _Rows(task.order, batch),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(_STATIC_OPERATORS),
-                per_channel=True,
-                reduce_range=reduced,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=task.others,
-                calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"MatMulConstBOnly": True},
-            )
-            break
-        except Exception as exc:
-            if not out_of_memory(exc) or batch == 1:
-                raise
-            batch //= 2
-            notes = (*notes, f"calibration batch lowered to {batch}: out of memory")
+    quantize_static(
+        task.model,
+        task.path,
+        _Rows(task.order, _CALIBRATION_BATCH),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(_STATIC_OPERATORS),
+        per_channel=True,
+        reduce_range=reduced,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=task.others,
+        calibrate_method=CalibrationMethod.MinMax,
+        extra_options={"MatMulConstBOnly": True},
+    )
     return _Changed(onnx.load(task.path), notes, calibrated=True)
 
 
