@@ -45,8 +45,8 @@ METADATA = "weighbridge.packed"
 FORMAT = 1
 SCALE = ".scale"
 MIN_ROW = 64
-_BLOCK = 4 << 20
-"""Weights decoded at once, which bounds what decoding needs beside its result: 32 MiB."""
+_BLOCK = 1 << 20
+"""Weights decoded at once, which bounds what decoding needs beside its result to about 12 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
