@@ -259,10 +259,9 @@ def _hidden(compared: statistics.Comparison | None, spread: float) -> float | No
 def _memory(job: _Job, course: Course, result: Result) -> int:
     """Peak bytes: on a GPU what torch's allocator took there, or the whole process as NVML sees it; else resident."""
     child = course.children[_candidate(job)]
-    said = child.ask("memory")
+    said = result.details.setdefault("memory", {}) or child.ask("memory")
     if job.gpu is not None:
         said["process"] = job.gpu.memory(child.pid)
-    result.details["memory"] = said
     return int(said.get("reserved") or said.get("process") or said["peak"])
 
 

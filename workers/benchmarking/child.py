@@ -181,7 +181,8 @@ def _real(session: Session, path: Path) -> dict[str, np.ndarray[Any, Any]] | Non
     try:
         with safe_open(path, "np") as file:
             for spec in session.inputs:
-                array = file.get_slice(spec.name)[:_ROWS]
+                part = file.get_slice(spec.name)
+                array = part[: min([_ROWS, *part.get_shape()[:1]])]
                 if array.dtype != datatypes.to_numpy(spec.datatype) or spec.shape[:1] != (-1,):
                     return None
                 found[spec.name] = array

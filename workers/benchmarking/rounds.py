@@ -67,18 +67,19 @@ class Course:
         lease: Alone | None,
         gpu: Gpu | None,
         beat: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.children, self.limits = children, watch.limits
         self.readings: list[Reading] = []
         self.reasons: list[str] = []
         """Why rounds did not count."""
         self.gave_way = 0
-        self._watch, self._lease, self._gpu, self._beat = watch, lease, gpu, beat
+        self._watch, self._lease, self._gpu, self._beat, self._clock = watch, lease, gpu, beat, clock
 
     def rounds(self, names: Sequence[str], *, batch: int, seconds: float, callers: int = 1) -> Seen:
         """As many rounds as fit, LEAST at least. Raises Noisy, ChildFailed."""
-        seen, spoilt, start = Seen(), 0, time.monotonic()
-        while seen.rounds < LEAST or time.monotonic() - start < seconds:
+        seen, spoilt, start = Seen(), 0, self._clock()
+        while seen.rounds < LEAST or self._clock() - start < seconds:
             self._beat()
             blocks, why = self._round(names, batch, callers)
             if not why:
