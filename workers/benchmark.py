@@ -70,7 +70,7 @@ class BenchmarkTask:
     slo: float | None = None
     """Seconds that p99 of the server scenario must keep; None: measure.SLO_FACTOR times the original's p99."""
     tries: int = 3
-    """Times that a busy machine is tried."""
+    """Times that a busy machine is tried; before each, up to `seconds` are waited for it to become quiet."""
 
 
 @dataclass
@@ -159,6 +159,7 @@ def _measure(job: _Job, lease: Alone | None) -> Outcome:
             except Noisy as noisy:
                 reason = f"try {number} of {job.task.tries}: {noisy}"
                 result = measurement.result
+                course.await_quiet(job.task.seconds if number < job.task.tries else 0)
                 continue
             row = _row(job, course, result, started)
             job.progress(1.0)

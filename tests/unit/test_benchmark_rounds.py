@@ -210,7 +210,9 @@ def test_a_machine_that_stays_busy_gives_no_fact(
         return bench.processes
 
     monkeypatch.setattr(stage, "_start", start)
-    outcome = stage.benchmark(stage.BenchmarkTask(artifact, artifact, tries=2), cache=local_blobs, watch=Told(BUSY))
+    outcome = stage.benchmark(
+        stage.BenchmarkTask(artifact, artifact, tries=2, seconds=0.1), cache=local_blobs, watch=Told(BUSY)
+    )
     assert outcome.verdict == "noisy"
     assert outcome.reason == "try 2 of 2: other processes took 50% of the processors"
     seen = Benchmark.model_validate(outcome.facts["benchmark"])

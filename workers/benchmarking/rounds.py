@@ -23,6 +23,8 @@ LEAST = 5
 BLOCK_SECONDS = 0.02
 """Long beside a scheduler's slice of 4 ms, short beside what makes a machine drift."""
 BLOCK_REQUESTS = 3
+LOOK_SECONDS = 0.2
+"""About as long as a round, so that the same limits hold."""
 
 
 class Noisy(Exception):
@@ -104,6 +106,16 @@ class Course:
                 return answer
             self.reasons.append(why)
         raise Noisy(why)
+
+    def await_quiet(self, most: float) -> None:
+        """Let a disturbance pass: look at the machine while nothing of ours runs, for so many seconds at most."""
+        for _ in range(int(most / LOOK_SECONDS)):
+            self._beat()
+            self._give_way()
+            self._watch.start()
+            time.sleep(LOOK_SECONDS)
+            if not disturbed(self._watch.stop(Usage(), self._gpu, len(self.children)), self.limits):
+                return
 
     def _round(self, names: Sequence[str], batch: int, callers: int) -> tuple[dict[str, list[dict[str, Any]]], str]:
         """The blocks by name, and why they do not count. What an ordinary job interrupted starts again, once: so
