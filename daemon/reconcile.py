@@ -9,12 +9,12 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from weighbridge.daemon.loops import Turning
-from weighbridge.registry import events, jobs, rollouts, variants, versions
+from weighbridge.registry import champion, events, jobs, rollouts, variants, versions
 from weighbridge.registry.clock import now
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import FencedOut
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, JobState
-from weighbridge.registry.models import Job, Rollout
+from weighbridge.registry.models import Alias, Job, Rollout
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
 from weighbridge.workers import rollout as rollout_steps
@@ -37,7 +37,7 @@ class Reconcile:
         self._db, self._notifier, self._policies, self._seconds = db, notifier, tuple(policies), seconds
 
     def once(self, turning: Turning) -> float:
-        repaired = self._expire() + self._advance() + self._step()
+        repaired = self._expire() + self._advance() + self._improve() + self._step()
         converged = self._converge()
         if repaired or converged:
             for topic in ("jobs", "events", *(["hosts"] if converged else [])):
@@ -96,6 +96,16 @@ class Reconcile:
         """Give hosts that joined a fleet what the fleet serves."""
         with self._db.transaction() as tx:
             return rollouts.converge_champion(tx)
+
+    def _improve(self) -> int:
+        """Start what brings fleets to better variants: a host of a kind that was measured already may have joined."""
+        with self._db.read() as tx:
+            served = sorted(set(tx.scalars(select(col(Alias.model_id)).where(col(Alias.name) == champion.CHAMPION))))
+        started = 0
+        for model_id in served:
+            with self._db.transaction() as tx:
+                started += rollouts.improve(tx, model_id, self._policies) is not None
+        return started
 
 
 class Control:

@@ -173,7 +173,7 @@ def _compare(
     names: tuple[str, ...],
     example: Arrays,
 ) -> list[TensorSpec]:
-    """Run other weights through the stripped file and through eager, at two more batch sizes; derive the outputs."""
+    """Run other weights through the stripped file and through eager, at other sizes and lengths; derive the outputs."""
     original = {name: value.clone() for name, value in module.state_dict().items()}
     weights = {name: _perturb(value) for name, value in original.items()}
     for name, parameter in parameters.items():
@@ -181,19 +181,24 @@ def _compare(
     loaded = _load(pt2, "cpu")
     loaded.load_state_dict(weights, assign=True, strict=True)
     sizes = (1, 2) if any(-1 in spec.shape[:1] for spec in inputs) else (_EXAMPLE_ROWS,)
+    tries = [(f"batch size {size}", tensors.rows(example, 0, size, inputs)) for size in sizes]
+    if any(-1 in spec.shape[1:] for spec in inputs):
+        tries += (
+            [("other lengths", shorter)] if _accepts(module, inputs, shorter := _shortened(example, inputs)) else []
+        )
     shapes: list[list[tuple[int, ...]]] = []
     try:
         module.load_state_dict(weights, strict=True)
         with torch.inference_mode():
-            for size in sizes:
-                part = _positional(inputs, tensors.rows(example, 0, size, inputs))
+            for what, arrays in tries:
+                part = _positional(inputs, arrays)
                 expected, seen = flat(module(*part)), _run(loaded, part)
-                _must_equal(expected, seen, names, size)
+                _must_equal(expected, seen, names, what)
                 shapes.append([tuple(value.shape) for value in expected])
     finally:
         module.load_state_dict(original, strict=True)
     return [
-        TensorSpec(name=name, datatype=datatypes.from_torch(value.dtype), shape=_free(shapes[0][i], shapes[-1][i]))
+        TensorSpec(name=name, datatype=datatypes.from_torch(value.dtype), shape=_free([shape[i] for shape in shapes]))
         for i, (name, value) in enumerate(zip(names, expected, strict=True))
     ]
 
@@ -205,14 +210,14 @@ def _run(loaded: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tens
         raise TemplateError(f"the exported program fails where the module does not: {exc}") from exc
 
 
-def _must_equal(expected: list[Any], seen: list[Any], names: tuple[str, ...], size: int) -> None:
+def _must_equal(expected: list[Any], seen: list[Any], names: tuple[str, ...], what: str) -> None:
     if len(expected) != len(names) or not all(isinstance(value, torch.Tensor) for value in expected):
         raise TemplateError(
             f"the module returns {len(expected)} values, named are {', '.join(names)}: name each tensor"
         )
     for name, want, got in zip(names, expected, seen, strict=True):
         if want.shape != got.shape or not torch.allclose(want, got, rtol=1e-4, atol=1e-5, equal_nan=True):
-            raise TemplateError(f"output {name} of the stripped program differs from the module's at batch size {size}")
+            raise TemplateError(f"output {name} of the stripped program differs from the module's at {what}")
 
 
 def flat(result: Any) -> list[Any]:
@@ -231,8 +236,29 @@ def _positional(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> tup
     return tuple(datatypes.array_to_tensor(np.ascontiguousarray(arrays[spec.name])) for spec in specs)
 
 
-def _free(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(a if a == b else -1 for a, b in zip(one, other, strict=True))
+def _shortened(example: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The example with every free length but the batch's one shorter, where it can be: lengths that agree still do."""
+    cut = {}
+    for spec in inputs:
+        shape = zip(example[spec.name].shape, spec.shape, strict=True)
+        lengths = [max(1, length - 1) if axis and free == -1 else length for axis, (length, free) in enumerate(shape)]
+        cut[spec.name] = example[spec.name][tuple(slice(length) for length in lengths)]
+    return cut
+
+
+def _accepts(module: nn.Module, inputs: Sequence[TensorSpec], arrays: Arrays) -> bool:
+    """Whether the module itself runs on these: its lengths may have rules of their own (even ones, multiples of 8)."""
+    try:
+        with torch.inference_mode():
+            module(*_positional(inputs, arrays))
+    except Exception:  # whatever the operator's own forward raises
+        return False
+    return True
+
+
+def _free(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Where they agree, else -1."""
+    return tuple(lengths[0] if len(set(lengths)) == 1 else -1 for lengths in zip(*shapes, strict=True))
 
 
 @contextmanager

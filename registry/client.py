@@ -292,10 +292,20 @@ class Client:
         return self._http.get(Rollout, f"/v1/rollouts/{rollout_id}")
 
     def start_rollout(
-        self, model: str, version: int | None = None, *, settings: Mapping[str, Any] | None = None, reason: str = ""
+        self,
+        model: str,
+        version: int | None = None,
+        *,
+        variant: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        reason: str = "",
     ) -> Rollout:
-        """Roll out a version (None: the newest ready one). `settings` override the recipe's within the policy."""
-        start = RolloutStart(model=model, version=version, settings=dict(settings or {}), reason=reason)
+        """Roll out a version (None: the newest ready one). `settings` override the recipe's within the policy.
+
+        `variant` is for every kind of host; None: each kind gets what is measured to be best for it.
+        """
+        wishes = dict(settings or {})
+        start = RolloutStart(model=model, version=version, variant=variant, settings=wishes, reason=reason)
         return Rollout.model_validate_json(self._http.send("POST", "/v1/rollouts", body=start).content)
 
     def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "") -> Rollout:

@@ -320,5 +320,6 @@ def _place(
     if wish.method in NEEDS_CUDA and workers_seen.can(tx, cuda, workers_seen.GPU):
         return workers_seen.GPU, cuda
     queue = QUEUES[Stage.COMPRESS]
-    memory = {} if wish.method in STREAMED else {"memory": _MEMORY * version.size}
+    flat = wish.method in STREAMED and stage is Stage.COMPRESS
+    memory = {} if flat else {"memory": _MEMORY * version.size}
     return queue, memory if workers_seen.can(tx, memory, queue) else {}

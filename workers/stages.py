@@ -168,7 +168,8 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     tx.add(version)
     tx.flush()
     if artifact := facts.get("artifact_digest"):
-        artifacts.store_artifact(tx, claim.subject_id, artifact_digest=artifact, blobs=facts["blobs"])
+        size = facts["tensors"]["bytes"]
+        artifacts.store_artifact(tx, claim.subject_id, artifact_digest=artifact, blobs=facts["blobs"], size=size)
     if outcome.metrics or outcome.gates:
         variant = artifacts.find_variant(tx, claim.subject_id)
         assert variant.id is not None

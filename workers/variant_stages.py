@@ -114,6 +114,7 @@ class VariantStages:
             factories=factories_for(subject.model, self._policies),
             device=self._settings.device,
             threads=self._settings.threads,
+            shards=variants.shards(subject.version, subject.wish),
         )
 
     def _compare(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:

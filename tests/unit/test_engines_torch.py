@@ -217,3 +217,14 @@ def manifest_file(path: Path, blobs: LocalBlobs) -> Any:
 
     data = path.read_bytes()
     return ArtifactFile(path=path.name, size=len(data), digest=blobs.add(data))
+
+
+def test_a_free_length_of_the_inputs_is_free_in_the_outputs() -> None:
+    """What was recorded as the length of the example would break whoever believes it."""
+
+    class Tagger(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens[..., None].float().expand(-1, -1, 3).contiguous()
+
+    made = template.build(Tagger(), (TensorSpec(name="tokens", datatype="INT64", shape=(-1, -1)),))
+    assert [spec.shape for spec in made.outputs] == [(-1, -1, 3)]

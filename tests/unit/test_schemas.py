@@ -13,9 +13,13 @@ from weighbridge.registry import models, schemas
 
 DERIVED: dict[str, set[str]] = {
     "Model": {"latest", "aliases", "tags"},
-    "Variant": {"metrics", "gates"},
+    "Variant": {"metrics", "gates", "jobs"},
     "Version": {"model", "aliases", "tags"},
-    "VersionDetail": {"model", "aliases", "tags", "recipe", "recipe_ignored", "files", "variants", "jobs"},
+    "VersionDetail": {
+        *("model", "aliases", "tags", "recipe", "recipe_ignored"),
+        *("files", "variants", "variants_settled", "jobs"),
+    },
+    "VariantBenchmark": {"variant"},
     "Host": {"silent_seconds", "assignments"},
     "AssignmentView": {"model"},
     "Rollout": {"model", "waves", "steps"},
@@ -30,6 +34,10 @@ PAIRS: list[tuple[type[BaseModel], type[SQLModel]]] = [
     (schemas.File, models.CheckpointFile),
     (schemas.Job, models.Job),
     (schemas.Variant, models.Variant),
+    (schemas.VariantTensor, models.VariantTensor),
+    (schemas.Benchmark, models.Benchmark),
+    (schemas.VariantBenchmark, models.Benchmark),
+    (schemas.Worker, models.WorkerNode),
     (schemas.Version, models.Version),
     (schemas.VersionDetail, models.Version),
     (schemas.Checkpoint, models.Checkpoint),

@@ -81,8 +81,8 @@ def start(
     """
     wishes: dict[str, Any] = dict(map(session.parse_setting, settings or ()))
     with session.of(context).client() as client:
-        chosen = {"variant": variant} if variant is not None else {}
-        _tell(client.start_rollout(model, version, settings=wishes, reason=reason, **chosen), json=json)
+        started = client.start_rollout(model, version, variant=variant, settings=wishes, reason=reason)
+    _tell(started, json=json)
 
 
 def _decision(verb: Verb, text: str) -> None:
