@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from fixtures import compression
 from fixtures.compression import IMAGES, PIXELS, STATES, TOKENS, order, original_artifact
+from torch import nn
 
 from weighbridge.engines import tensors
 from weighbridge.engines.load import load
@@ -184,3 +186,13 @@ def test_says_what_does_not_fit(
     """A group that no kernel takes, or a wish that leaves nothing to quantize, is no silent copy."""
     with pytest.raises(NotApplicable, match=said):
         methods.build(order(originals("mlp"), tmp_path / "made", **wish))
+
+
+def test_an_output_may_have_the_name_of_a_value_inside(tmp_path: Path) -> None:
+    """The exporter calls an embedding's result `embedding`, which is what its owner may call the output."""
+    original = original_artifact(tmp_path, nn.Sequential(nn.Embedding(10, 8), nn.Tanh()), TOKENS)
+    outputs = tuple(spec.model_copy(update={"name": "embedding"}) for spec in original.manifest.outputs)
+    named = replace(original, manifest=original.manifest.model_copy(update={"outputs": outputs}))
+    model = pytest.importorskip("weighbridge.workers.compression.onnx_export").export(named).model
+    assert [value.name for value in model.graph.output] == ["embedding"]
+    pytest.importorskip("onnx").checker.check_model(model)

@@ -36,6 +36,8 @@ OPSET = 20
 TOLERANCE = 1e-4
 """Of float32 between onnxruntime and torch, relative to the largest output."""
 _HALF = ("FP16", "BF16")
+_OWN = "weighbridge."
+"""Before names that no program has."""
 _OPERATOR = re.compile(r"(?:op='|target: )([\w.:]+)|\b(aten[.:]+[\w.]+)")
 
 
@@ -130,8 +132,8 @@ def _to_onnx(
                 example,
                 dynamo=True,
                 dynamic_shapes=(dynamic,) if isinstance(module, _InFloat32) else dynamic,
-                input_names=[spec.name for spec in inputs],
-                output_names=[spec.name for spec in outputs],
+                input_names=[f"{_OWN}input.{index}" for index in range(len(inputs))],
+                output_names=[f"{_OWN}output.{index}" for index in range(len(outputs))],
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -141,7 +143,18 @@ def _to_onnx(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _strip(model)
+    _name(model.graph, inputs, outputs)
     return model
+
+
+def _name(graph: onnx.GraphProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Give inputs and outputs their names, which values inside may have taken: an embedding's output is `embedding`."""
+    wished = {f"{_OWN}input.{index}": spec.name for index, spec in enumerate(inputs)}
+    wished |= {f"{_OWN}output.{index}": spec.name for index, spec in enumerate(outputs)}
+    inner = {name: f"{name}.{_OWN}inner" for name in wished.values()}
+    rename(graph, inner | wished)
+    for value in (*graph.input, *graph.output):
+        value.name = wished.get(value.name, value.name)
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -210,7 +223,7 @@ def _named(model: onnx.ModelProto, state: dict[str, torch.Tensor]) -> tuple[dict
 
 
 def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Give initializers other names, wherever they are read."""
+    """Give values other names, wherever they are made and read; the graph's own inputs and outputs are left."""
     for initializer in graph.initializer:
         initializer.name = names.get(initializer.name, initializer.name)
     for value in graph.value_info:
@@ -218,6 +231,8 @@ def rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = names.get(name, name)
+        for index, name in enumerate(node.output):
+            node.output[index] = names.get(name, name)
         for attribute in node.attribute:
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
                 rename(inner, names)
