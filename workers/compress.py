@@ -216,7 +216,7 @@ def _finish(task: CompressTask, original: Original, built: Built, blobs: Blobs, 
 
     try:
         proof.check(original, built, draft, task.wish)
-        recorded, reference = proof.record_golden(draft, at, original, built.compute_dtypes)
+        recorded, reference = proof.record_golden(draft, at, original, built)
     except (BuildFailed, EngineError) as wrong:
         return Outcome.rejected(f"{task.wish.name}: {wrong}", facts)
     progress(_PROVEN)

@@ -69,6 +69,7 @@ class _Changed:
     model: onnx.ModelProto
     notes: tuple[str, ...] = ()
     calibrated: bool = False
+    per_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ def _built(
         binding={},
         promised_ratio=_promised(exported, chosen, form, order.wish.group, tensors),
         compute_dtypes=form.computed,
+        per_batch=changed.per_batch,
         notes=changed.notes,
         calibration=order.data.origin if changed.calibrated else None,
     )
@@ -269,7 +271,7 @@ def _dynamic(task: _Task) -> _Changed:
         nodes_to_exclude=task.others,
         extra_options={"MatMulConstBOnly": True},
     )
-    return _Changed(onnx.load(task.path), (*notes, _BATCH_NOTE))
+    return _Changed(onnx.load(task.path), (*notes, _BATCH_NOTE), per_batch=True)
 
 
 def _static(task: _Task) -> _Changed:

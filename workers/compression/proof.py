@@ -26,28 +26,31 @@ def check(original: Original, built: Built, made: Manifest, wish: VariantWish) -
     _check_size(original, built, wish, artifact.weights_size(made))
 
 
-def record_golden(
-    manifest: Manifest, blobs: BlobPath, original: Original, computed: Sequence[str]
-) -> tuple[bytes, Golden]:
+_ROWS = 4
+"""Of a golden, unless its rows depend on each other."""
+
+
+def record_golden(manifest: Manifest, blobs: BlobPath, original: Original, built: Built) -> tuple[bytes, Golden]:
     """Load a variant twice, prove equal answers, record them: (the golden file, what the manifest says; no digest yet).
 
-    `computed`: safetensors dtypes that it computes in; empty: those of its weights. Raises BuildFailed, EngineError.
+    Raises BuildFailed, EngineError.
     """
+    rows = 1 if built.per_batch else _ROWS
     first = _load(manifest, blobs, original)
     try:
-        answers = golden.make_reference(first)
+        answers = golden.make_reference(first, rows)
     finally:
         first.close()
     again = _load(manifest, blobs, original)
     try:
-        return answers, _golden(again, answers, computed or _dtypes(manifest, blobs))
+        if golden.make_reference(again, rows) != answers:
+            raise BuildFailed("loaded twice, it gives different answers: a host could not prove what it serves")
+        return answers, _golden(again, answers, built.compute_dtypes or _dtypes(manifest, blobs))
     finally:
         again.close()
 
 
 def _golden(session: Session, answers: bytes, computed: Sequence[str]) -> Golden:
-    if golden.make_reference(session) != answers:
-        raise BuildFailed("loaded twice, it gives different answers: a host could not prove what it serves")
     rtol, atol = golden.variant_tolerance(computed, golden.read(answers)[1])
     try:
         golden.check(session, answers, rtol, atol)

@@ -70,6 +70,9 @@ class Built:
     """Bytes out over bytes in that the method promises, over all tensors, those it must keep included."""
     compute_dtypes: tuple[str, ...] = ()
     """Safetensors names of the dtypes it computes in, for the golden's tolerance; empty: those of its weights."""
+    per_batch: bool = False
+    """Activations share a scale over a whole batch, so that a row's answer depends a little on its neighbours: its
+    golden is of one row, which is the same alone. What that costs in quality, the evaluation measures in batches."""
     notes: tuple[str, ...] = ()
     """What a person should know: `batch lowered to 16: out of memory`, `calibrated on synthetic inputs`."""
     calibration: DataOrigin | None = None
