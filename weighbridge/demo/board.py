@@ -111,13 +111,13 @@ class Board:
 
 
 @contextmanager
-def shown(rows: Callable[[], list[Row]], console: Console, *, live: bool) -> Iterator[Callable[[Row], None]]:
-    """Draw the rows as they change: one live table, or a line for each change where no person looks."""
+def shown(picture: Callable[[], Table], console: Console, *, live: bool) -> Iterator[Callable[[str], None]]:
+    """Draw as it changes: one live table, or where no person looks a line for each change that is told."""
     if not live:
-        yield lambda row: console.print(clean(_line(row)), markup=False, soft_wrap=True)
+        yield lambda line: console.print(clean(line), markup=False, soft_wrap=True)
         return
-    with Live(console=console, refresh_per_second=8, get_renderable=lambda: table(rows(), wide=console.width >= 120)):
-        yield lambda row: None
+    with Live(console=console, refresh_per_second=4, get_renderable=picture):
+        yield lambda line: None
 
 
 def table(rows: list[Row], *, wide: bool = True) -> Table:
@@ -137,7 +137,8 @@ def table(rows: list[Row], *, wide: bool = True) -> Table:
     return drawn
 
 
-def _line(row: Row) -> str:
+def line(row: Row) -> str:
+    """A row in one line, for logs."""
     number = f" as version {row.number}" if row.number is not None else ""
     seconds = f" after {row.seconds:.1f} s" if row.ended and row.seconds is not None else ""
     return f"{row.drop.name}: {row.status}{number}{seconds}" + (f": {row.reason}" if row.reason else "")

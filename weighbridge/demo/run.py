@@ -1,4 +1,4 @@
-"""The story: train, register the program, drop, watch, ask."""
+"""The story in two acts: drops are weighed and rolled out; then variants of two models compete for the hosts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,25 @@ from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.template import parse_input, register_template
 from weighbridge.demo import ask, board, digits, drops, stage
 from weighbridge.demo.board import Board, Row
+from weighbridge.demo.contest import Contest, Entry, Served, table
 from weighbridge.demo.stage import Bucket
 from weighbridge.registry.client import Client
 
 PATIENCE = 180.0
 """Seconds for any one thing to happen; on an idle machine all of it takes less than a minute."""
+_WIDE = 120
+"""Columns of a terminal that shows long texts too."""
 BALLAST = (96, 384, 768)
 """MB of the checkpoint that is overwritten; a larger one where validation was faster than we were."""
 
 
+MEASURING = 900.0
+"""Seconds for the second act: on an idle machine two minutes; a busy one has benchmarks repeated."""
+
+
 @dataclass(frozen=True)
 class Result:
-    """What the demo showed."""
+    """What the first act showed."""
 
     ok: bool
     rows: list[Row]
@@ -42,8 +49,30 @@ class Result:
         return {"ok": self.ok, "verdicts": verdicts, "accuracy": self.accuracy, "hosts": self.hosts}
 
 
-def run(console: Console, *, folder: Path | None = None, s3: bool = False, live: bool = False) -> Result:
-    """Show it all in `folder` (or a temporary one). Raises Failed, RegistryError."""
+@dataclass(frozen=True)
+class Measured:
+    """What the second act showed. `wrong` says what is not as it has to be."""
+
+    entries: list[Entry]
+    served: list[Served]
+    wrong: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def as_json(self) -> dict[str, Any]:
+        variants = [asdict(entry) | {"right": entry.right} for entry in self.entries]
+        return {"ok": self.ok, "variants": variants, "served": [asdict(one) for one in self.served]}
+
+
+def run(
+    console: Console, *, folder: Path | None = None, s3: bool = False, live: bool = False, variants: bool = True
+) -> tuple[Result, Measured | None]:
+    """Show it all in `folder` (or a temporary one); without `variants` the first act alone.
+
+    Raises Failed, RegistryError.
+    """
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise Failed(f"{folder} is not empty: the demo wants a new folder, or none at all", Exit.REFUSED)
     with ExitStack() as stack:
@@ -55,15 +84,33 @@ def run(console: Console, *, folder: Path | None = None, s3: bool = False, live:
         where = stack.enter_context(stage.up(bucket, place / "data", seconds=10 * PATIENCE))
         client = stack.enter_context(Client(where["registry"]))
         console.print(f"registry {where['registry']}, data {where['data']}", markup=False)
-        show = Show(client, bucket, scratch, console)
-        rows = show.board.rows
-        show.board.tell = stack.enter_context(board.shown(lambda: list(rows.values()), console, live=live))
         try:
-            show.prepare()
-            show.drop_all(sharded)
-            return show.ask()
+            first = _first_act(Show(client, bucket, scratch, console), sharded, live=live)
+            second = _second_act(Contest(client, bucket, scratch), console, live=live) if variants else None
         except TimeoutError as exc:
             raise Failed(f"{exc}; the log of `weighbridge up` ends:\n{stage.log_end(place / 'data')}") from exc
+        return first, second
+
+
+def _first_act(show: Show, sharded: subprocess.Popen[bytes], *, live: bool) -> Result:
+    rows = show.board.rows
+    picture = lambda: board.table(list(rows.values()), wide=show.console.width >= _WIDE)  # noqa: E731
+    with board.shown(picture, show.console, live=live) as tell:
+        show.board.tell = lambda row: tell(board.line(row))
+        show.prepare()
+        show.drop_all(sharded)
+        return show.ask()
+
+
+def _second_act(contest: Contest, console: Console, *, live: bool) -> Measured:
+    console.print("\nvariants: each is built, judged beside its original, and measured on this machine", markup=False)
+    with board.shown(lambda: table(contest.entries.values(), wide=console.width >= _WIDE), console, live=live) as tell:
+        contest.tell = tell
+        contest.drop()
+        contest.until_settled(MEASURING)
+        served = contest.ask()
+    wrong = contest.wrong() + [f"what serves: {one.line()}" for one in served if not one.right]
+    return Measured(list(contest.entries.values()), served, wrong)
 
 
 class Show:
@@ -110,7 +157,7 @@ class Show:
         answers: list[dict[str, Any]] = []
         with httpx.Client(timeout=60) as http:
             for host in sorted(self.client.hosts(), key=lambda host: host.name):
-                seen = round(ask.accuracy(http, host.url), 4)
+                seen = round(ask.accuracy(http, host.url, drops.MODEL), 4)
                 live = [slot.version for a in host.assignments for slot in a.slots if slot.role == "live"]
                 answers.append(
                     {"name": host.name, "url": host.url, "version": next(iter(live), None), "accuracy": seen}
@@ -133,8 +180,8 @@ class Show:
             known = self._newest()
             self._write(drops.OVERWRITTEN, drops.heavy(megabytes))
             self._until(lambda known=known: self._newest() > known, "finding the heavy checkpoint", pause=0.02)
+            self.board.heavy = self._newest()  # before the next is there: it may be found at once
             self.bucket.write(drops.AGAIN.path, again)
-            self.board.heavy = self._newest()
             self.board.dropped(drops.AGAIN)
             ended = [self.board.rows[drop] for drop in (drops.OVERWRITTEN, drops.AGAIN)]
             self._until(lambda ended=ended: all(row.ended for row in ended), "judging the overwritten checkpoint")
