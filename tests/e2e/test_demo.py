@@ -72,7 +72,7 @@ def test_every_verdict_is_right_and_nothing_is_left_running(where: str, tmp_path
 
 
 def the_best_variants_serve(second: dict[str, Any]) -> None:
-    """Two models have four variants each at least, one was refused with its numbers, and both hosts serve the choice."""
+    """Two models have at least four variants each, one is refused with its numbers, and both hosts serve the choice."""
     for model in ("digits", "digits-cnn"):
         found = {row["variant"]: row for row in second["variants"] if row["model"] == model}
         built = [row for name, row in found.items() if name != "original" and row["size"]]
