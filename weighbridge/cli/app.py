@@ -95,6 +95,7 @@ def _register() -> None:
         demo,
         doctor,
         fleet,
+        report,
         roles,
         rollouts,
         template,
@@ -105,7 +106,7 @@ def _register() -> None:
     )
 
     for module in (
-        *(roles, demo, transfer, versions, variants, benchmark, alias, template),
+        *(roles, demo, transfer, versions, variants, benchmark, report, alias, template),
         *(fleet, rollouts, token, doctor, config),
     ):
         module.register(app)
