@@ -83,7 +83,7 @@ def quality_against_size(seen: Kept, styles: Mapping[str, Look]) -> Picture:
         top = max(1.0, *(p.kept for p in seen.points))
         axes.set_ylim(floor, top + 0.06 * (top - floor))
         right = max(p.size for p in seen.points) * 1.06
-        axes.set_xlim(0, right)
+        axes.set_xlim(-0.03 * right, right)
         for limit in seen.limits:
             axes.axhline(limit, color=BAD, linestyle="--", linewidth=1)
             axes.annotate(
@@ -219,6 +219,8 @@ def f1_by_class(seen: Classes, styles: Mapping[str, Look]) -> Picture:
             axes.plot(xs, ys, look.marker, color=look.color, markersize=size, label=words.short(name), alpha=0.85)
         if floor:
             axes.set_xlim(left=floor)
+        axes.set_xlim(right=min(1.005, axes.get_xlim()[1]))
+        axes.tick_params(axis="y", pad=9)
         axes.set_yticks(range(len(shown)), [words.short(name, 20) for name in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_ylabel("class")

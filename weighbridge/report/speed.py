@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
@@ -201,10 +202,7 @@ def _axes(axes: Axes, x: str, y: str, of_x: Callable[[float], str], of_y: Callab
     axes.set_ylabel(y)
 
 
-def _log(axis: object, said: Callable[[float], str]) -> None:
-    from matplotlib.axis import Axis
-
-    assert isinstance(axis, Axis)
+def _log(axis: Axis, said: Callable[[float], str]) -> None:
     low, high = sorted(axis.get_view_interval())
     if axis.get_transform().base == 10 and high / low < 1000:  # type: ignore[attr-defined]
         axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)))
