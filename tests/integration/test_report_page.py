@@ -1,4 +1,4 @@
-"""The report in a real browser, where there is one."""
+"""The report of a real registry, and in a real browser where there is one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fixtures.api import Api, put_ready, sqlite_only
 from fixtures.report import subject
 
 from weighbridge.report import page
+from weighbridge.report.subject import collect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@sqlite_only
+def test_a_version_that_is_served_as_it_is_has_a_report(api: Api) -> None:
+    """No variants, no measurements: what the API answers is enough."""
+    version = put_ready(api)
+    html = page.render(collect(api.client(), "digits", version.number))
+    assert f"digits {version.number}" in html
+    assert "No speed was measured" in html
 
 
 @pytest.mark.slow

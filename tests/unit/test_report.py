@@ -18,6 +18,7 @@ from weighbridge.cli import main, session
 from weighbridge.cli.exits import Exit
 from weighbridge.registry.schemas import Metric, Variant, VersionDetail
 from weighbridge.report import page, quality, speed
+from weighbridge.report.picture import looks
 from weighbridge.report.quality import Point
 from weighbridge.report.subject import Subject, serving_row
 
@@ -133,6 +134,13 @@ def test_where_nothing_was_evaluated_drift_is_drawn() -> None:
     seen = quality.kept(replace(given, version=given.version.model_copy(update={"variants": variants})))
     assert seen is not None
     assert seen.words == "rows whose first answer stays the same"
+
+
+def test_a_gate_of_everything_still_has_an_axis() -> None:
+    """`keep: 1` leaves no room under the gate; the picture makes some."""
+    points = [Point("original", 1.0, 1.0, None, "ready"), Point("half", 0.5, 0.98, None, "rejected")]
+    seen = quality.Kept("kept", points, [1.0], ["original"])
+    assert "98.0%" in quality.quality_against_size(seen, looks(["original", "half"])).svg
 
 
 def test_the_front_holds_what_nothing_smaller_matches() -> None:

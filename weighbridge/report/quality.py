@@ -111,7 +111,7 @@ def _floor(seen: Kept) -> float:
     """The lower end of the axis: near the gate, so that good variants can be told apart; worse ones lie on the edge."""
     limit = min(seen.limits, default=0.99)
     least = min(min(p.kept, p.low if p.low is not None else p.kept) for p in seen.points)
-    return max(least - 0.1 * (1 - least), 1 - 4 * (1 - limit), 0.0) if least < 1 else 0.99
+    return max(least - 0.1 * (1 - least), 1 - 4 * max(1 - limit, 0.0025), 0.0) if least < 1 else 0.99
 
 
 def _mark(axes: Axes, point: Point, look: Look, floor: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from math import inf
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -20,7 +21,8 @@ Styles = Mapping[str, Look]
 
 def ecdf(row: BenchmarkRow) -> tuple[list[float], list[float]]:
     """Seconds and the share of requests that took at most so long: of a histogram all that is known."""
-    counts = sorted((float(bound), count) for bound, count in row.histogram.items())
+    # No logarithmic axis holds nought or +Inf, which foreign histograms may have.
+    counts = sorted((float(bound), count) for bound, count in row.histogram.items() if 0 < float(bound) < inf)
     total = sum(count for _, count in counts)
     if not total:
         return [], []
@@ -42,6 +44,8 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
                           color=MUTED, fontsize=8, va="center")  # fmt: skip
         for variant, row in rows.items():
             xs, ys = ecdf(row)
+            if not xs:
+                continue
             # A bound is twenty to the decade: what lies below the first one is above the bound before it.
             xs, ys = [xs[0] / 10 ** (1 / 20), *xs], [0.0, *ys]
             look = styles[variant]
@@ -111,7 +115,7 @@ def _bars(
     ends = [1.0]
     for place, (variant, one) in enumerate(measured.items()):
         ratio, interval = seen[variant]
-        spread = one.spread or 0.0
+        spread = min(one.spread or 0.0, 0.9)
         axes.barh(place, 2 * spread, left=1 - spread, height=0.9, color=LINE, zorder=1)
         ends += [1 - spread, 1 + spread]
         if ratio is None or ratio <= 0:
@@ -136,7 +140,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round ratios, as many as can be read."""
     if high / low > 4:
         return [2.0**power for power in range(-10, 11)]
-    if high / low > 1.7:
+    if high / low > 2:
         return [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4]
     return [tenth / 10 for tenth in range(3, 18)]
 
@@ -176,7 +180,8 @@ def _sorted(one: VariantBenchmark, scenario: str) -> list[BenchmarkRow]:
 def _line(axes: Axes, variant: str, places: Sequence[tuple[float, float]], styles: Styles) -> None:
     look = styles[variant]
     size = 9 if variant == ORIGINAL else 4.5
-    xs, ys = zip(*places, strict=True) if places else ((), ())
+    seen = [place for place in places if min(place) > 0]
+    xs, ys = zip(*seen, strict=True) if seen else ((), ())
     axes.plot(xs, ys, color=look.color, linestyle=look.dash, marker=look.marker, markersize=size,
               label=words.short(variant, 26), linewidth=1.3)  # fmt: skip
 
