@@ -116,10 +116,6 @@ port = 0
 [host]
 port = 0
 
-# Small models on a small machine: shorter measurements than production's.
-[worker]
-benchmark_seconds = 1.5
-
 # The operator's word: what no recipe in the bucket can weaken.
 [[policies]]
 model = "*"

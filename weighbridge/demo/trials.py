@@ -60,13 +60,13 @@ MLP = Trial(
     drops.MODEL,
     digits.TEMPLATE,
     "with-variants",
-    _good("bf16", "int8-dynamic", "onnx", "onnx-int8-dynamic") | {"int2-groups": ("int2-groups", "rejected")},
+    _good("bf16", "onnx", "onnx-int8-dynamic") | {"int2-groups": ("int2-groups", "rejected")},
 )
 CNN = Trial(
     "digits-cnn",
     digits.CNN_TEMPLATE,
     "first",
-    _good("bf16", "int8-rows", "onnx", "onnx-int8-static")
+    _good("int8-rows", "onnx", "onnx-int8-static")
     | {"pruned-95": ("{method: prune-magnitude, name: pruned-95, sparsity: 0.95}", "rejected")},
 )
 ALL = (MLP, CNN)
