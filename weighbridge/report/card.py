@@ -143,7 +143,7 @@ def _of_variants(subject: Subject) -> Iterator[str]:
         if facts.get("calibration") == "synthetic":
             yield f"{one.name} was calibrated on random inputs, not on data."
         if layers := _kept_layers(subject, one.name):
-            yield f"{one.name} leaves {words.count(len(layers), 'tensor')} as it was: {_listed(layers)}."
+            yield f"{one.name} leaves {words.count(len(layers), 'tensor')} untouched: {_listed(layers)}."
         yield from (f"{one.name}: {note}" for note in _notes(one))
 
 

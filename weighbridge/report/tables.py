@@ -142,7 +142,7 @@ def gates(subject: Subject) -> Table:
         for one in subject.variants
         for gate in one.gates
     )
-    return _table("Gates", "variant | gate | verdict! | observed# | limit# | in words", rows)
+    return _table("Every gate, with what it saw", "variant | gate | verdict! | observed# | limit# | in words", rows)
 
 
 def spoilt(measured: Sequence[VariantBenchmark]) -> Table:
@@ -213,12 +213,11 @@ def environment(device: Device) -> Table:
                 str(seen.get("rounds", NOTHING)),
                 words.percent(one.spread),
                 _contention(dict(seen.get("contention") or {})),
-                one.source or NOTHING,
-                words.moment(one.measured_at),
+                f"{one.source or NOTHING}, {words.moment(one.measured_at)}",
             )
         )
-    columns = "variant | versions | threads# | inputs | rounds# | A/A spread# | worst contention | machine | when"
-    return _table("Environment of each measurement", columns, rows, folded=True)
+    columns = "variant | versions | threads# | inputs | rounds# | A/A spread# | worst contention | where and when"
+    return _table(f"On {device.label.split(',')[0]}", columns, rows)
 
 
 def _contention(seen: Mapping[str, object]) -> str:
