@@ -173,7 +173,7 @@ class Variant(SQLModel, table=True):
     wish: dict[str, Any] = _json()
     """How to build it (registry.recipe.VariantWish); empty for the original."""
     facts: dict[str, Any] = _json()
-    """What was found while building and judging it: {"ratio", "kept", "notes", "calibration", "drift_on", …}."""
+    """What was found while building and judging it: {"ratio", "kept_layers", "notes", "calibration", "drift_on", …}."""
     size: int = _bytes()
     """Bytes of its weights (every file of the artifact but program, golden and manifest)."""
     created_at: float = _time()

@@ -191,7 +191,9 @@ def _record_variant(tx: Session, version: Version, variant: Variant, facts: dict
     if (rows := facts.get("tensors")) is not None:
         wire = [schemas.VariantTensor.model_validate(row) for row in rows]
         variants.record_tensors(tx, variant.id or 0, wire, judgement=version.judgement)
-    variant.facts = {**variant.facts, **{name: value for name, value in facts.items() if name not in _ROWS}}
+    notes = [*variant.facts.get("notes", ()), *facts.pop("notes", ())]
+    kept = {name: value for name, value in facts.items() if name not in _ROWS}
+    variant.facts = {**variant.facts, **kept, "notes": list(dict.fromkeys(notes))}
     tx.add(variant)
     tx.flush()
     if outcome.metrics or outcome.gates:

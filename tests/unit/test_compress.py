@@ -83,7 +83,7 @@ def test_a_variant_becomes_an_artifact_that_hosts_load(shop: Shop) -> None:
     assert all(shop.blobs.exists(digest) for digest in facts["blobs"])
     assert facts["size"] == manifest.files[0].size < facts["original_size"] == shop.original.manifest.files[0].size
     assert facts["ratio"] == pytest.approx(facts["size"] / facts["original_size"], abs=1e-5)
-    assert facts["kept"] == ["4.weight: skipped by 4"]
+    assert facts["kept_layers"] == ["4.weight: skipped by 4"]
     assert {row["name"] for row in facts["tensors"]} == shop.original.manifest.binding.keys()
     session = load(manifest, shop.original.cache)
     golden.check(session, shop.blobs.get(manifest.golden.digest), manifest.golden.rtol, manifest.golden.atol)

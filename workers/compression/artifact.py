@@ -52,7 +52,7 @@ def facts(original: Original, built: Built, size: int) -> dict[str, Any]:
         "original_size": before,
         "ratio": round(size / before, 6),
         "promised_ratio": round(built.promised_ratio, 6),
-        "kept": report.kept_layers(built.tensors, matrices(original)),
+        "kept_layers": report.kept_layers(built.tensors, matrices(original)),
         "notes": list(built.notes),
         "calibration": built.calibration,
     }
