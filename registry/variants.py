@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import String, and_, cast, exists, func, literal, or_, select
+from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from weighbridge.registry import events, jobs, lifecycle, versions, workers_seen
@@ -34,6 +35,8 @@ from weighbridge.storage import names
 
 ORIGINAL = "original"
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
+_BENCHMARK_TRIES = 8
+"""On a machine that is busy for an hour: whoever retries doubles the pause."""
 _MEMORY = 3
 """Times the checkpoint's bytes: what a method that does not stream holds of the original, the variant and its work."""
 
@@ -46,12 +49,8 @@ def open_all(tx: Session, version: Version, recipe: Wishes, model_name: str, *, 
         if name != ORIGINAL and name not in wished:
             _retire(tx, version, row, model_name, actor=actor)
     opened = [_open(tx, version, wish, rows.get(wish.name)) for wish in recipe.variants]
-    original = [rows[ORIGINAL]] if ORIGINAL in rows else []
-    kinds = _kinds(tx, recipe)
-    new: list[Job] = []
-    for row in opened + original:
-        new += _advance(tx, version, row, kinds, model_name, actor=actor)
-    return new
+    new = [job for row in opened for job in _advance(tx, version, row, (), model_name, actor=actor)]
+    return new + _measure(tx, version, recipe, model_name, actor=actor)
 
 
 def lock(tx: Session, variant_id: int) -> tuple[Version, Variant]:
@@ -72,7 +71,8 @@ def advance(tx: Session, variant_id: int, *, actor: str, policies: Sequence[Poli
     version, variant = lock(tx, variant_id)
     recipe = wishes(tx, version)
     model = tx.get_one(Model, version.model_id)
-    new = _advance(tx, version, variant, _kinds(tx, recipe), model.name, actor=actor)
+    new = _advance(tx, version, variant, (), model.name, actor=actor)
+    new += _measure(tx, version, recipe, model.name, actor=actor)
     return new or _improve(tx, version, tuple(policies))
 
 
@@ -173,6 +173,8 @@ def _unmeasured(ready: Any, kinds: Sequence[str]) -> Any:
     newest = select(func.max(col(Version.id))).where(col(Version.status) == VersionStatus.READY)
     pointed = and_(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
     matter = newest.group_by(col(Version.model_id)).union(select(col(Version.id)).join(Alias, pointed))
+    built = aliased(Variant)
+    pending = exists().where(col(built.version_id) == Version.id, col(built.status) == VariantStatus.PENDING)
     measured = func.coalesce(
         col(Recipe.effective)["benchmark"].as_boolean(), func.json_array_length(col(Recipe.effective)["variants"]) > 0
     )
@@ -180,7 +182,9 @@ def _unmeasured(ready: Any, kinds: Sequence[str]) -> Any:
         select(col(Variant.id))
         .join(Version, ready)
         .join(Recipe, col(Recipe.id) == col(Version.recipe_id))
-        .where(col(Variant.status) == VariantStatus.READY, col(Version.id).in_(matter), measured, or_(*missing))
+        .where(
+            col(Variant.status) == VariantStatus.READY, col(Version.id).in_(matter), measured, ~pending, or_(*missing)
+        )
     )
 
 
@@ -209,8 +213,13 @@ def _improve(tx: Session, version: Version, policies: tuple[Policy, ...]) -> lis
     return jobs.of(tx, "rollout", rollout.id, states=[JobState.QUEUED]) if rollout and rollout.id is not None else []
 
 
-def _kinds(tx: Session, recipe: Wishes) -> list[str]:
-    return workers_seen.measured_kinds(tx) if recipe.measured else []
+def _measure(tx: Session, version: Version, recipe: Wishes, model: str, *, actor: str) -> list[Job]:
+    """The benchmarks of all that is ready, once nothing is built any more: building would spoil them."""
+    rows = listing(tx, _id(version))
+    if not recipe.measured or any(row.status == VariantStatus.PENDING for row in rows if row.name != ORIGINAL):
+        return []
+    kinds = workers_seen.measured_kinds(tx)
+    return [job for row in rows for job in _advance(tx, version, row, kinds, model, actor=actor)]
 
 
 def _open(tx: Session, version: Version, wish: VariantWish, row: Variant | None) -> Variant:
@@ -301,6 +310,7 @@ def _insert_jobs(
                 part=part,
                 queue=queue,
                 needs=needs,
+                max_attempts=_BENCHMARK_TRIES if stage is Stage.BENCHMARK else 3,
             )
         )
     return [job for job in inserted if job is not None]

@@ -27,8 +27,8 @@ from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.settings import WorkerSettings
 
-NOISY_PAUSE = 30.0
-"""Seconds until a benchmark that a busy machine spoilt is run again."""
+NOISY_PAUSE, LONGEST_PAUSE = 10.0, 600.0
+"""Seconds until a benchmark that a busy machine spoilt is run again; doubled each time, to the longest."""
 _FACTORY = "factory:"
 
 
@@ -81,7 +81,7 @@ class VariantStages:
             outcome = Outcome.rejected(str(changed))
         self._cache.trim()
         heartbeat.check()
-        return partial(record, claim=claim, outcome=outcome, pause=NOISY_PAUSE)
+        return partial(record, claim=claim, outcome=outcome)
 
     def _compress(self, subject: Subject, part: str, heartbeat: Heartbeat) -> Outcome:
         with self._machine.working(heartbeat.check):
@@ -160,7 +160,7 @@ def factories_for(model: str, policies: tuple[Policy, ...]) -> tuple[str, ...]:
     return tuple(name.removeprefix(_FACTORY) for name in programs if name.startswith(_FACTORY))
 
 
-def record(tx: Session, *, claim: Claim, outcome: Outcome, pause: float) -> None:
+def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     """Write what a stage found of a variant and finish its job, all or nothing. Raises FencedOut."""
     version, variant = variants.lock(tx, claim.subject_id)
     facts = dict(outcome.facts)
@@ -169,6 +169,7 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome, pause: float) -> None
             wire = schemas.Benchmark.model_validate(seen)
             benchmarks.record(tx, variant, wire, source=claim.owner, actor=f"job:{claim.job_id}")
         if outcome.verdict is Verdict.NOISY:
+            pause = min(NOISY_PAUSE * 2 ** (claim.attempt - 1), LONGEST_PAUSE)
             jobs.retry(tx, claim, outcome.reason, pause)
             return
     shard = facts.pop("shard", None)

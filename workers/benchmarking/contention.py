@@ -20,17 +20,18 @@ _TICKS = 2
 class Limits:
     """A round beyond any of these is measured again. Shares, but for `switches`."""
 
-    others: float = 0.10
-    """Of the processors that we may use, taken by other processes. An idle system's daemons stay below a twentieth;
-    one busy process on eight processors is more than this."""
+    others: float = 0.20
+    """Of the processors that we may use, taken by other processes. A whole `weighbridge up` at rest takes a twentieth
+    of two processors, in bursts; one busy process on four is more than this."""
     steal: float = 0.05
     """Of a processor, taken by the hypervisor: its slices are as long as a request."""
     pressure: float = 0.15
     """Of the time that some runnable task waited for a processor (PSI). Parent and child hand over in turns and never
     compete, so this is others."""
-    switches: float = 60.0
+    switches: float = 120.0
     """Involuntary switches of the measured process a second of its processor time. A neighbour on the same processor
-    takes it every 3–4 ms, some 250 a second; timers and kernel threads some ten."""
+    takes it every 3–4 ms, some 250 a second; timers and kernel threads some ten; at the low priority of a worker's
+    children, whoever wakes up on an otherwise idle machine some 80."""
     gpu_processes: int = 0
     """Other processes with a context on the device."""
     disturbed: float = 0.25
