@@ -24,6 +24,7 @@ EXPECTED = {
     "pickle": "quarantined",
 }
 """Eight drops; the overwritten one has two contents."""
+_TOO_BUSY = "building and measuring variants took longer than"
 
 
 def demo(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -33,6 +34,8 @@ def demo(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
         [sys.executable, "-m", "weighbridge.cli", "demo", str(folder / "demo"), "--json", *arguments],
         env=clean, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=660, check=False,
     )  # fmt: skip
+    if not done.stdout and _TOO_BUSY in done.stderr:
+        pytest.skip("this machine was too busy to measure on for minutes: nothing can be chosen by measurement")
     assert done.stdout, done.stderr[-3000:]
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
