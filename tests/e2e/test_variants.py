@@ -18,6 +18,8 @@ from safetensors.numpy import save
 
 from weighbridge.registry.schemas import Benchmark, Variant
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 gates: [{metric: accuracy, min: 0.8}]
 variants:

@@ -14,6 +14,8 @@ from weighbridge.engines.load import load
 from weighbridge.engines.manifest import TensorSpec
 from weighbridge.workers.compression.types import Built, NotApplicable, Original
 
+pytestmark = pytest.mark.slow
+
 
 def cut(original: Original, folder: Path, **wish: Any) -> Built:
     from weighbridge.workers.compression import channels

@@ -20,6 +20,8 @@ from weighbridge.engines.protocols import Array, Session
 from weighbridge.registry.schemas import VariantTensor
 from weighbridge.workers.compression.types import Built, NotApplicable, Original
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 methods = pytest.importorskip("weighbridge.workers.compression.onnx_methods")
 

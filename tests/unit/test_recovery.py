@@ -13,6 +13,8 @@ from unit.test_pruning import accuracy, artifact, prune, rows, train_data, train
 
 from weighbridge.workers.compression.types import BuildFailed, Original
 
+pytestmark = pytest.mark.slow
+
 RECOVER = {"steps": 150, "batch": 64, "learning_rate": 3e-3}
 
 

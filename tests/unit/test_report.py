@@ -22,6 +22,8 @@ from weighbridge.report.picture import looks
 from weighbridge.report.quality import Point
 from weighbridge.report.subject import Subject, serving_row
 
+pytestmark = pytest.mark.slow
+
 EVIL = "</title></svg><script>alert(1)</script>$x^2$\u202e & \"'"
 
 
