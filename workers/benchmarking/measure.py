@@ -11,7 +11,7 @@ from weighbridge.registry.schemas import BenchmarkRow
 from weighbridge.workers.benchmarking import statistics
 from weighbridge.workers.benchmarking.children import ChildFailed
 from weighbridge.workers.benchmarking.gpu import IDLE_SECONDS, Gpu
-from weighbridge.workers.benchmarking.rounds import Course, Noisy, Seen
+from weighbridge.workers.benchmarking.rounds import BLOCK_REQUESTS, BLOCK_SECONDS, LEAST, Course, Noisy, Seen
 from weighbridge.workers.benchmarking.statistics import Comparison
 
 Mode = Literal["eager", "compiled", "cuda_graph", "onnxruntime"]
@@ -20,6 +20,8 @@ Depth = Literal["quick", "full"]
 ORIGINAL, AGAIN, CANDIDATE = "original", "again", "candidate"
 SHARES = {"single_stream": 0.5, "offline": 0.25, "server": 0.15, "closed": 0.1}
 """Of the budget. The server scenario takes more where its proofs need it; an extra mode gets half of the first two."""
+OFFLINE_MOST = 4.0
+"""Of the budget, for the rounds of one batch: more than that a program of seconds a request does not get."""
 SERVER_MOST = 0.5
 """Of the budget on top: a program that cannot prove its p99 in that is left without a rate, and says so."""
 BATCHES: Mapping[Depth, tuple[int, ...]] = {"quick": (1, 8, 32, 128), "full": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)}
@@ -114,10 +116,13 @@ class Measurement:
         batches = self._batches() if mode == self._wish.serving else [self.result.batch]
         best: dict[str, float] = dict.fromkeys(names, 0.0)
         for batch in batches:
+            slow = (
+                batch / min(best.values()) if all(best.values()) else 0.0
+            )  # seconds of a request, if it brings nothing
             try:
-                if self._too_large(batch):
+                if self._too_slow(batch, slow) or self._too_large(batch):
                     break
-                seen = self._batch(mode, names, batch, seconds / len(batches))
+                seen = self._batch(mode, names, batch, seconds / len(batches), slow=slow)
             except ChildFailed as failed:
                 if failed.kind != "memory" or batch == batches[0]:
                     raise
@@ -134,11 +139,20 @@ class Measurement:
         if mode == self._wish.serving:
             self._headline(best)
 
-    def _batch(self, mode: Mode, names: Sequence[str], batch: int, seconds: float) -> Seen:
-        """One stream of the smallest batch is measured already."""
+    def _batch(self, mode: Mode, names: Sequence[str], batch: int, seconds: float, *, slow: float) -> Seen:
+        """One stream of the smallest batch is measured already. A request of `slow` seconds is a block by itself."""
         if mode == self._wish.serving and batch == self._unit:
             return self._first
-        return self._course.rounds(names, batch=batch, seconds=seconds)
+        requests = 1 if slow > BLOCK_SECONDS else BLOCK_REQUESTS
+        return self._course.rounds(names, batch=batch, seconds=seconds, requests=requests)
+
+    def _too_slow(self, batch: int, slow: float) -> bool:
+        """Whether the least number of rounds would take several times the budget."""
+        needs = LEAST * 4 * slow
+        if batch == self._unit or needs <= OFFLINE_MOST * self._wish.seconds:
+            return False
+        self.result.notes.append(f"offline: batches end before {batch}: the rounds would take {needs:.0f} s")
+        return True
 
     def _headline(self, best: Mapping[str, float]) -> None:
         """Best against best: each at the batch that suits it. The interval keeps its width."""

@@ -78,12 +78,14 @@ class Course:
         self.gave_way = 0
         self._watch, self._lease, self._gpu, self._beat, self._clock = watch, lease, gpu, beat, clock
 
-    def rounds(self, names: Sequence[str], *, batch: int, seconds: float, callers: int = 1) -> Seen:
-        """As many rounds as fit, LEAST at least. Raises Noisy, ChildFailed."""
+    def rounds(
+        self, names: Sequence[str], *, batch: int, seconds: float, callers: int = 1, requests: int = BLOCK_REQUESTS
+    ) -> Seen:
+        """As many rounds as fit, LEAST at least, of blocks of `requests` or more. Raises Noisy, ChildFailed."""
         seen, spoilt, start = Seen(), 0, self._clock()
         while seen.rounds < LEAST or self._clock() - start < seconds:
             self._beat()
-            blocks, why = self._round(names, batch, callers)
+            blocks, why = self._round(names, batch, callers, requests)
             if not why:
                 for name in names:
                     seen.add(name, blocks[name], batch)
@@ -117,25 +119,27 @@ class Course:
             if not disturbed(self._watch.stop(Usage(), self._gpu, len(self.children)), self.limits):
                 return
 
-    def _round(self, names: Sequence[str], batch: int, callers: int) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    def _round(
+        self, names: Sequence[str], batch: int, callers: int, requests: int
+    ) -> tuple[dict[str, list[dict[str, Any]]], str]:
         """The blocks by name, and why they do not count. What an ordinary job interrupted starts again, once: so
         neither waits for the other without end."""
         for patient in (False, True):
             self._give_way()
             self._watch.start()
-            blocks = self._blocks(names, batch, callers, patient)
+            blocks = self._blocks(names, batch, callers, requests, patient)
             if blocks is not None:
                 return blocks, self._judge([block for each in blocks.values() for block in each])
         raise AssertionError("a patient round ends")
 
     def _blocks(
-        self, names: Sequence[str], batch: int, callers: int, patient: bool
+        self, names: Sequence[str], batch: int, callers: int, requests: int, patient: bool
     ) -> dict[str, list[dict[str, Any]]] | None:
         blocks: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for name in (*names, *reversed(names)):
             if not patient and self._wanted():
                 return None
-            order = {"batch": batch, "seconds": BLOCK_SECONDS, "least": BLOCK_REQUESTS, "callers": callers}
+            order = {"batch": batch, "seconds": BLOCK_SECONDS, "least": requests, "callers": callers}
             blocks[name].append(self.children[name].ask("closed", **order))
         return blocks
 
