@@ -43,7 +43,7 @@ def device_facts(setting: str) -> dict[str, Any]:
     """
     try:
         return {**describe(setting).model_dump(mode="json"), "setting": setting}
-    except (NoSuchDevice, NotImplementedError, OSError) as exc:
+    except (NoSuchDevice, OSError) as exc:
         log.warning("cannot describe device %s, so originals are served here: %s", setting, exc)
         return {"kind": "", "device": setting}
 

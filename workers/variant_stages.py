@@ -185,20 +185,18 @@ _ROWS = ("blobs", "tensors", "artifact_digest", "size", "benchmark", "evidence")
 
 def _record_variant(tx: Session, version: Version, variant: Variant, facts: dict[str, Any], outcome: Outcome) -> None:
     assert variant.id is not None
-    assert version.id is not None
     if artifact := facts.get("artifact_digest"):
-        variant = artifacts.store_artifact(tx, version.id, variant.name, artifact_digest=artifact, blobs=facts["blobs"])
-        variant.size = facts["size"]
+        stored = {"artifact_digest": artifact, "blobs": facts["blobs"], "size": facts["size"]}
+        artifacts.store_artifact(tx, variant.version_id, variant.name, **stored)
     if (rows := facts.get("tensors")) is not None:
         wire = [schemas.VariantTensor.model_validate(row) for row in rows]
-        variants.record_tensors(tx, variant.id or 0, wire, judgement=version.judgement)
+        variants.record_tensors(tx, variant.id, wire, judgement=version.judgement)
     notes = [*variant.facts.get("notes", ()), *facts.pop("notes", ())]
     kept = {name: value for name, value in facts.items() if name not in _ROWS}
     variant.facts = {**variant.facts, **kept, "notes": list(dict.fromkeys(notes))}
     tx.add(variant)
     tx.flush()
     if outcome.metrics or outcome.gates:
-        assert variant.id is not None
         artifacts.record_metrics(tx, variant.id, outcome.metrics, judgement=version.judgement)
         artifacts.record_gates(tx, variant.id, outcome.gates, judgement=version.judgement)
 
