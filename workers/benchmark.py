@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
+from weighbridge import terminal
 from weighbridge.engines import hardware
 from weighbridge.engines.hardware import Hardware, NoSuchDevice
 from weighbridge.engines.manifest import Manifest
@@ -338,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="weighbridge.workers.benchmark", description=main.__doc__)
+    parser = terminal.Arguments(prog="weighbridge.workers.benchmark", description=main.__doc__)
     parser.add_argument("artifact", help="digest of the manifest")
     parser.add_argument("--against", metavar="ORIGINAL", help="digest of the original's manifest; else against itself")
     parser.add_argument("--blobs", type=Path, required=True, help="the folder that holds blobs/")

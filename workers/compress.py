@@ -6,7 +6,6 @@ files must be as small as promised, load twice to the same bits, and say of ever
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import logging
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from weighbridge import terminal
 from weighbridge.engines.errors import EngineError
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build a variant of local blobs: `python -m weighbridge.workers.compress ARTIFACT --method M --blobs FOLDER`."""
     from weighbridge.storage.urls import open_store
 
-    parser = argparse.ArgumentParser(prog="weighbridge.workers.compress", description=main.__doc__)
+    parser = terminal.Arguments(prog="weighbridge.workers.compress", description=main.__doc__)
     parser.add_argument("artifact", help="digest of the original's manifest")
     parser.add_argument("--method", required=True, choices=sorted(METHODS))
     parser.add_argument("--wish", type=json.loads, default={}, help='more of the wish as JSON: {"group": 64}')
@@ -265,22 +265,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print(outcome: Outcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("tensor", "action", "reason", title=outcome.facts.get("artifact_digest"))
-    for name in ("bytes in", "bytes out", "SQNR, dB"):
-        table.add_column(name, justify="right")
+    numbers = ("bytes in", "bytes out", "SQNR, dB")
+    rows = []
     for row in outcome.facts.get("tensors", ()):
         noise = "" if row["sqnr"] is None else f"{row['sqnr']:.1f}"
-        table.add_row(row["name"], row["action"], row["reason"], f"{row['bytes_in']:,}", f"{row['bytes_out']:,}", noise)
-    console.print(table)
-    for note in outcome.facts.get("notes", ()):
-        console.print(note)
-    console.print(f"{outcome.verdict}: {outcome.reason}", highlight=False)
-    if digest := outcome.facts.get("artifact_digest"):
-        print(digest)
+        rows.append((row["name"], row["action"], row["reason"], f"{row['bytes_in']:,}", f"{row['bytes_out']:,}", noise))
+    title = outcome.facts.get("artifact_digest", "")
+    terminal.draw(("tensor", "action", "reason", *numbers), rows, title=title, right=numbers)
+    for said in (*outcome.facts.get("notes", ()), f"{outcome.verdict}: {outcome.reason}"):
+        terminal.line(said)
+    if title:
+        terminal.line(title)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ for "go on". A variant is judged against its original instead: `compare`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from weighbridge import terminal
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest
@@ -236,8 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if outcome.verdict == "passed" else 1
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="weighbridge.workers.evaluate", description=main.__doc__)
+def _arguments() -> terminal.Arguments:
+    parser = terminal.Arguments(prog="weighbridge.workers.evaluate", description=main.__doc__)
     parser.add_argument("artifact", help="digest of the manifest")
     parser.add_argument("dataset", nargs="?", help="digest of the eval.safetensors; none: drift on synthetic inputs")
     parser.add_argument("--blobs", type=Path, required=True, help="the folder that holds blobs/")
@@ -258,19 +258,13 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print_tables(outcome: Outcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    metrics, verdicts = Table("metric", "slice", "value", "unit"), Table("gate", "verdict", "reason")
-    for metric in outcome.metrics:
-        metrics.add_row(metric.name, metric.slice, f"{metric.value:.6g}", metric.unit)
-    for gate in outcome.gates:
-        verdicts.add_row(gate.gate, gate.verdict, gate.reason)
-    console = Console()
-    console.print(f"[bold]{outcome.verdict}[/bold]: ", outcome.reason, sep="", highlight=False)
-    for table in (verdicts, metrics):
-        if table.row_count:
-            console.print(table)
+    metrics = [(metric.name, metric.slice, f"{metric.value:.6g}", metric.unit) for metric in outcome.metrics]
+    verdicts = [(gate.gate, gate.verdict, gate.reason) for gate in outcome.gates]
+    terminal.line(f"{outcome.verdict}: {outcome.reason}")
+    if verdicts:
+        terminal.draw(("gate", "verdict", "reason"), verdicts)
+    if metrics:
+        terminal.draw(("metric", "slice", "value", "unit"), metrics)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ artifact: content-addressed weights under a manifest, with the reference golden 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weighbridge import terminal
 from weighbridge.engines import golden
 from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput, LoadError
 from weighbridge.engines.load import load
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from weighbridge.storage.pins import pin
     from weighbridge.storage.urls import open_store
 
-    parser = argparse.ArgumentParser(prog="weighbridge.workers.validate", description=main.__doc__)
+    parser = terminal.Arguments(prog="weighbridge.workers.validate", description=main.__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--factory", required=True, help="trusted code: package.module:name or FILE.py:name")
     parser.add_argument("--input", action="append", required=True, metavar="NAME:FP32:-1,64", help="one per input")

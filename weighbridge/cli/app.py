@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from weighbridge import terminal
 from weighbridge.cli import exits, output, session
 from weighbridge.cli.session import Session
 
@@ -18,6 +19,7 @@ EPILOG = (
 
 app = typer.Typer(
     name="weighbridge",
+    cls=terminal.Group,
     help="A checkpoint dropped into storage is weighed, and then it rolls.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -83,7 +85,7 @@ def _report(error: Exception) -> int:
         text = str(error) or type(error).__name__
     else:
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
-    output.line(f"weighbridge: {Redact()(text)}", stderr=True)
+    output.error("weighbridge", Redact()(text))
     return exits.code_of(error)
 
 

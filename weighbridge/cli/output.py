@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from weighbridge.terminal import clean, console, draw, error, line
+
+__all__ = ("ago", "cell", "clean", "console", "emit", "error", "line", "note", "pairs", "plain", "size", "table")
 
 _COLOURS = {
     "ready": "green", "finished": "green", "live": "green", "done": "green", "passed": "green", "ok": "green",
@@ -20,27 +22,9 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console on the stream of this moment; a pipe gets wide lines, so that nothing is cut."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else 200)
-
-
 def note(text: str) -> None:
     """One line for the person at the terminal, not part of the answer."""
     console(stderr=True).print(Text(clean(text)))
-
-
-def line(text: str, *, stderr: bool = False) -> None:
-    """Print one line of the answer as it is, never wrapped."""
-    stream = sys.stderr if stderr else sys.stdout
-    stream.write(clean(text) + "\n")
-    stream.flush()
-
-
-def clean(text: str) -> str:
-    """Control characters as escapes: a name from a bucket must not steer the terminal. Line ends stay."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def emit(value: Any) -> None:
@@ -66,22 +50,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
     if not body:
         note(empty)
         return
-    shown = Table(*columns, title=title or None, box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for column in shown.columns:
-        column.overflow = "fold"
-    for row in body:
-        shown.add_row(*row)
-    console().print(shown)
+    draw(columns, body, title=title)
 
 
 def cell(value: Any) -> Text:
-    """One value as text: times relative to now, statuses in colour."""
+    """One value as text in one line: times relative to now, statuses in colour."""
     if isinstance(value, Text):
         return value
     if isinstance(value, datetime):
         return Text(ago(value))
     text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return Text(clean(text), style=_COLOURS.get(text, ""))
+    return Text(clean(text).replace("\n", "\\n"), style=_COLOURS.get(text, ""))
 
 
 def pairs(values: dict[str, Any]) -> str:

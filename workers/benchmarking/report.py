@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
+from weighbridge import terminal
 from weighbridge.registry.schemas import Benchmark, BenchmarkRow
 
 _COLUMNS = ("scenario", "mode", "batch", "callers", "rate/s", "p50 ms", "p99 ms", "rows/s", "× original", "finding")
 
 
 def show(benchmarks: Sequence[Benchmark]) -> None:
-    """Print each as one table on stdout; a pipe gets wide lines, so that nothing is cut."""
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    """Print each as one table on stdout."""
     for one in benchmarks:
         title = f"{one.artifact_digest[:12]} on {one.hardware.get('label', one.kind)}: {one.status}"
-        table = Table(*_COLUMNS, title=title, box=None, pad_edge=False, title_justify="left")
-        for column in table.columns[2:]:
-            column.justify = "right"
-        for row in one.rows:
-            table.add_row(*_cells(row))
-        console.print(table)
-        console.print("\n".join(_lines(one)), markup=False)
+        terminal.draw(_COLUMNS, map(_cells, one.rows), title=title, right=_COLUMNS[2:])
+        terminal.line("\n".join(_lines(one)))
 
 
 def _cells(row: BenchmarkRow) -> list[str]:

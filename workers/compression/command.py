@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.table import Table
 
+from weighbridge import terminal
 from weighbridge.engines import packed
 from weighbridge.registry.recipe import VariantWish
 from weighbridge.registry.schemas import VariantTensor
@@ -21,13 +20,14 @@ from weighbridge.workers.compression import streaming
 from weighbridge.workers.compression.packing import Plan, plan
 from weighbridge.workers.compression.types import BuildFailed, NotApplicable, Progress
 
+PROGRAM = "weighbridge.workers.compression.streaming"
 Streamed = StrEnum("Streamed", {name: name for name in packed.SCHEMES})  # type: ignore[misc]
 
 
 def app() -> typer.Typer:
     """The command line."""
-    command = typer.Typer(add_completion=False)
-    command.command()(main)
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command(cls=terminal.Command)(main)
     return command
 
 
@@ -41,13 +41,13 @@ def main(
 ) -> None:
     """Pack weights and say what became of each tensor."""
     wish = VariantWish.model_validate({"method": method.value, "group": group, "skip": tuple(skip or ())})
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     try:
-        with Bar(console=console, transient=True) as bar:
+        with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(f"{method.value}", total=1.0)
             report = pack(source, out, wish, progress=lambda done: bar.update(task, completed=done))
     except (NotApplicable, BuildFailed, OSError) as exc:
-        console.print(f"{source}: {exc}", style="red", markup=False, highlight=False)
+        terminal.error(PROGRAM, f"{source}: {exc}")
         raise typer.Exit(1) from exc
     if as_json:
         print(json.dumps(report, default=lambda row: row.model_dump(), indent=2))
@@ -58,18 +58,19 @@ def main(
 def _show(report: Mapping[str, object]) -> None:
     rows = report["tensors"]
     assert isinstance(rows, list)
-    table = Table("tensor", "action", "reason", *(("bytes in", "bytes out", "SQNR dB")))
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for row in rows:
-        sqnr = "" if row.sqnr is None else f"{row.sqnr:.1f}"
-        table.add_row(row.name, row.action, row.reason, f"{row.bytes_in:,}", f"{row.bytes_out:,}", sqnr)
+    cells = (
+        (row.name, row.action, row.reason, f"{row.bytes_in:,}", f"{row.bytes_out:,}", _sqnr(row.sqnr)) for row in rows
+    )
+    numbers = ("bytes in", "bytes out", "SQNR dB")
     before, after = sum(row.bytes_in for row in rows), sum(row.bytes_out for row in rows)
-    console = Console()
-    console.print(table)
-    console.print(f"{len(rows):,} tensors, {before:,} → {after:,} bytes: {after / max(1, before):.3f} of the original")
+    terminal.draw(("tensor", "action", "reason", *numbers), cells, right=numbers)
+    terminal.line(f"{len(rows):,} tensors, {before:,} → {after:,} bytes: {after / max(1, before):.3f} of the original")
     for note in report["notes"]:  # type: ignore[attr-defined]
-        console.print(note, style="yellow", markup=False)
+        terminal.line(note)
+
+
+def _sqnr(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def pack(source: Path, out: Path, wish: VariantWish, progress: Progress = lambda _: None) -> dict[str, object]:

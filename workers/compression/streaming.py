@@ -224,6 +224,6 @@ def header(file: Path) -> Header:
 
 
 if __name__ == "__main__":
-    from weighbridge.workers.compression.command import app
+    from weighbridge.workers.compression.command import PROGRAM, app
 
-    app()()
+    app()(prog_name=PROGRAM)
