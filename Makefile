@@ -30,11 +30,14 @@ $(MINILM): $(STAMP)
 demo: $(STAMP) ## Train, drop eight checkpoints, watch them weighed and rolled out (ARGS='--s3 --json')
 	$(BIN)/weighbridge demo $(ARGS)
 
-test: $(MINILM) ## Run every test (ARGS='-k story')
-	$(BIN)/python -m pytest $(ARGS)
+# Side by side on the processors that there are, a file at a time, in order: the long ones come first.
+BESIDE := -n auto --dist loadfile --no-loadscope-reorder
+
+test: $(MINILM) ## Run every test (ARGS='-k story', ARGS='-n 0' one by one)
+	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
 
 test-fast: $(MINILM) ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest $(BESIDE) -m 'not slow' $(ARGS)
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check .

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
 import json as jsonlib
 import logging
 import os
-import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +22,7 @@ from pydantic import SecretStr
 from weighbridge.daemon import toml
 from weighbridge.daemon.ports import Ports
 from weighbridge.daemon.process import Child
+from weighbridge.daemon.sockets import socket_path
 from weighbridge.registry.errors import Conflict, Invalid
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage.folder import FolderStore
@@ -100,7 +98,7 @@ class Plan:
             ports.choose(f"host-{number}", first + number if first else 0, self._host_address)
             for number in range(hosts)
         ]
-        self._socket = _socket_path(data) if settings.broker.url == BrokerSettings().url else None
+        self._socket = socket_path(data) if settings.broker.url == BrokerSettings().url else None
 
     def children(self) -> list[list[Child]]:
         """In the order of their end: those of one list together."""
@@ -277,15 +275,6 @@ def _source(storage: StorageSettings) -> str:
     """The watched store's URL, absolute and there."""
     store = storage.open_source(create=True)
     return str(store.root) if isinstance(store, FolderStore) else storage.url
-
-
-def _socket_path(data: Path) -> Path:
-    """Where Valkey listens: a socket's path has at most 107 bytes, and in a URL only plain characters."""
-    path = data / "valkey" / "valkey.sock"
-    if len(bytes(path)) <= 100 and re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
-        return path
-    name = hashlib.sha256(bytes(data)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"weighbridge-{os.getuid()}-{name}.sock"
 
 
 def _url(address: str, port: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 pytest_plugins: list[str] = [
+    "fixtures.beside",
     "fixtures.serving",
     "fixtures.storage",
     "fixtures.engines",

@@ -54,7 +54,12 @@ def draw(columns: Sequence[str], rows: Iterable[Row], *, title: str = "", right:
     """Print a `grid` on stdout, below its title."""
     if title:
         line(_one_line(title))
-    shown, table = console(), grid(columns, rows, right=right)
+    show(grid(columns, rows, right=right))
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout."""
+    shown = console()
     if shown.is_terminal:
         shown.print(table)
         return

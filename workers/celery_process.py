@@ -128,7 +128,7 @@ class _Process:
             capable=capable(self._hardware),
         )
         if self._hardware is not None:
-            os.nice(NICE)
+            os.nice(settings.worker_settings.niceness)
             self._presence = Presence(db, self._owner, self._queues, self._hardware)
             self._presence.start()
 

@@ -23,6 +23,13 @@ class WorkerSettings(BaseModel):
     variant_jobs: int = Field(default=1, ge=1, description="Jobs of variants and of gpu at once, each.")
     threads: int = Field(default=1, ge=1, description="Torch threads a job.")
     device: str = Field(default="cpu", description="Device to run programs and benchmarks on: cpu, cuda, cuda:1.")
+    niceness: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="Niceness of the processes that work on variants, so that what serves beside them comes first; "
+        "beside other busy programs they get about a tenth of a processor. 0 where nobody is served.",
+    )
     benchmark_seconds: float = Field(
         default=4.0, gt=0, description="Time that one benchmark measures for, beside loading (s)."
     )

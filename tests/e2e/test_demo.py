@@ -24,7 +24,6 @@ EXPECTED = {
     "pickle": "quarantined",
 }
 """Eight drops; the overwritten one has two contents."""
-_TOO_BUSY = "building and measuring variants took longer than"
 
 
 def demo(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -32,10 +31,8 @@ def demo(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WEIGHBRIDGE_")}
     done = subprocess.run(
         [sys.executable, "-m", "weighbridge.cli", "demo", str(folder / "demo"), "--json", *arguments],
-        env=clean, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=660, check=False,
+        env=clean, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=850, check=False,
     )  # fmt: skip
-    if not done.stdout and _TOO_BUSY in done.stderr:
-        pytest.skip("this machine was too busy to measure on for minutes: nothing can be chosen by measurement")
     assert done.stdout, done.stderr[-3000:]
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -51,7 +48,8 @@ def left_running(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
+@pytest.mark.alone
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("where", ["folder", "s3"])
 def test_every_verdict_is_right_and_nothing_is_left_running(where: str, tmp_path: Path) -> None:
     """Eight drops end as they must, both hosts answer well with the newest, and every process it started is gone.
@@ -87,7 +85,8 @@ def the_best_variants_serve(second: dict[str, Any]) -> None:
         assert [one["host"] for one in serves] == ["host-1", "host-2"]
         (variant,) = {one["variant"] for one in serves}
         assert found[variant]["status"] == "ready"
-        assert found[variant]["p50"] <= found["original"]["p50"]
+        assert variant == "original" or found[variant]["finding"] == "faster"
+        assert variant != "original" or not [row for row in built if row["finding"] == "faster"]
         assert all(one["accuracy"] > 0.9 and one["reason"] for one in serves)
 
 

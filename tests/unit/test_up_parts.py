@@ -147,13 +147,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_systemd_is_told_where_it_listens(tmp_path: Path) -> None:
+def test_systemd_is_told_where_it_listens(socket_folder: Path) -> None:
     """Nobody listens: nothing happens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
-        ear.bind(str(tmp_path / "notify"))
-        assert systemd.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        ear.bind(str(socket_folder / "notify"))
+        assert systemd.notify("READY=1", {"NOTIFY_SOCKET": str(socket_folder / "notify")})
         assert ear.recv(64) == b"READY=1"
-    assert not systemd.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    assert not systemd.notify("READY=1", {"NOTIFY_SOCKET": str(socket_folder / "notify")})
     assert not systemd.notify("READY=1", {})
 
 

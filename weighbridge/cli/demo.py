@@ -60,7 +60,7 @@ def _print(result: Result) -> None:
     console = output.console()
     console.print()
     if not console.is_terminal:
-        console.print(table(result.rows))
+        output.show(table(result.rows))
     for host in result.hosts:
         output.line(f"{host['name']} at {host['url']} serves version {host['version']}: {host['accuracy']:.1%} right")
     if result.sentinel:
@@ -70,12 +70,12 @@ def _print(result: Result) -> None:
 
 
 def _print_variants(measured: Measured) -> None:
-    from weighbridge.demo.contest import table
+    from weighbridge.demo.entries import table
 
     console = output.console()
     console.print()
     if not console.is_terminal:
-        console.print(table(measured.entries))
+        output.show(table(measured.entries))
     for entry in measured.entries:
         if entry.status == "rejected":
             output.line(f"{entry.model} {entry.variant} was refused: {entry.reason}")

@@ -10,9 +10,23 @@ from typing import Any
 
 from rich.text import Text
 
-from weighbridge.terminal import clean, console, draw, error, line
+from weighbridge.terminal import clean, console, draw, error, line, show
 
-__all__ = ("ago", "cell", "clean", "console", "emit", "error", "line", "note", "pairs", "plain", "size", "table")
+__all__ = (
+    "ago",
+    "cell",
+    "clean",
+    "console",
+    "emit",
+    "error",
+    "line",
+    "note",
+    "pairs",
+    "plain",
+    "show",
+    "size",
+    "table",
+)
 
 _COLOURS = {
     "ready": "green", "finished": "green", "live": "green", "done": "green", "passed": "green", "ok": "green",

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from weighbridge import terminal
 from weighbridge.cli.output import cell, clean
 from weighbridge.demo import drops
 from weighbridge.demo.drops import Drop
+from weighbridge.demo.patience import Stuck, told, unfinished
 from weighbridge.registry.client import Client
 from weighbridge.registry.client_feed import ENDED
 from weighbridge.registry.schemas import Version
@@ -83,15 +85,22 @@ class Board:
                     self._update(row, "waiting", waiting.reason, None)
 
     def until(self, done: Callable[[], bool], what: str, *, seconds: float, pause: float = 0.2) -> None:
-        """Look until `done`. Raises TimeoutError, saying what it waited for."""
+        """Look until `done`. Raises Stuck, saying what it waited for."""
         deadline = time.monotonic() + seconds
         while True:
             self.look()
             if done():
                 return
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what} took longer than {seconds:g} s")
+                raise Stuck(f"{what} took longer than {seconds:g} s", self._unfinished())
             time.sleep(pause)
+
+    def _unfinished(self) -> tuple[str, ...]:
+        """The drops that have not ended, and the work that goes on."""
+        rows = [line(row) for row in self.rows.values() if row.since is not None and not row.ended]
+        numbers = [row.number for row in self.rows.values() if row.number is not None]
+        versions = [self.client.version(drops.MODEL, number) for number in numbers]
+        return (*rows, *(told(whose, job) for version in versions for whose, job in unfinished(version)))
 
     def _pick(self, drop: Drop, versions: list[Version]) -> Version | None:
         """The version of a drop among those of its path, oldest first."""
@@ -122,19 +131,18 @@ def shown(picture: Callable[[], Table], console: Console, *, live: bool) -> Iter
 
 def table(rows: list[Row], *, wide: bool = True) -> Table:
     """The whole picture; `wide` says also what each drop is."""
-    drawn = Table(box=None, pad_edge=False)
-    columns = ["", "checkpoint", "expected", "status", "seconds", "reason"]
+    columns = ["", "checkpoint", *(["what it is"] if wide else []), "expected", "status", "seconds", "reason"]
+    return terminal.grid(columns, [list(map(cell, _cells(row, wide=wide))) for row in rows])
+
+
+def _cells(row: Row, *, wide: bool) -> Iterator[str]:
+    yield "" if not row.ended else "✓" if row.right else "✗"
+    yield row.drop.name
     if wide:
-        columns.insert(2, "what it is")
-    for name in columns:
-        drawn.add_column(name, no_wrap=name not in ("reason", "what it is"))
-    for row in rows:
-        mark = "" if not row.ended else "✓" if row.right else "✗"
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        reason = f"waited: {row.waited}; {row.reason}" if row.waited and row.ended else row.reason
-        what = [row.drop.what] if wide else []
-        drawn.add_row(*map(cell, (mark, row.drop.name, *what, row.drop.expected, row.status, seconds, reason)))
-    return drawn
+        yield row.drop.what
+    yield from (row.drop.expected, row.status)
+    yield "" if row.seconds is None else f"{row.seconds:.1f}"
+    yield f"waited: {row.waited}; {row.reason}" if row.waited and row.ended else row.reason
 
 
 def line(row: Row) -> str:

@@ -3,64 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
-from rich.table import Table
 
-from weighbridge.cli.output import cell
 from weighbridge.cli.template import parse_input, register_template
 from weighbridge.demo import ask, digits, trials
+from weighbridge.demo.entries import ORIGINAL, Entry, fill
+from weighbridge.demo.patience import Patience, Stuck, told, unfinished
 from weighbridge.demo.stage import Bucket
 from weighbridge.demo.trials import Trial
 from weighbridge.registry.client import Client
 from weighbridge.registry.client_feed import ENDED
-from weighbridge.registry.schemas import Choice, Host, Slot, Variant, VariantBenchmark, VersionDetail
+from weighbridge.registry.schemas import Choice, Host, Slot, VariantBenchmark, VersionDetail
 
-ORIGINAL = "original"
 _LEAST_ACCURACY = 0.9
 _PAUSE, _LONGEST = 0.5, 10.0
 """Seconds between two looks: at least, and at most while nothing happens."""
-
-
-@dataclass
-class Entry:
-    """One variant as it stands. `share`: its bytes beside the original's; `kept`: of the original's accuracy."""
-
-    model: str
-    variant: str
-    expected: str
-    status: str = ""
-    reason: str = ""
-    size: int = 0
-    share: float | None = None
-    kept: float | None = None
-    p50: float | None = None
-    speedup: float | None = None
-    finding: str = ""
-    spoilt: str = ""
-    """Why its last benchmark is no fact."""
-    gates: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def right(self) -> bool:
-        """The verdict is the right one; a rejected one was refused by a gate that says its numbers."""
-        refused = any(gate["verdict"] == "failed" and gate["observed"] is not None for gate in self.gates)
-        return self.status == self.expected and (self.status != "rejected" or refused)
-
-    def line(self) -> str:
-        speed = "" if self.p50 is None else f"p50 {self.p50 * 1e3:.3f} ms" + (self.times and f", {self.times}")
-        parts = [part for part in (self.reason, speed, self.spoilt) if part]
-        return f"{self.model} {self.variant}: {self.status}" + (f": {'; '.join(parts)}" if parts else "")
-
-    @property
-    def times(self) -> str:
-        if self.variant == ORIGINAL or self.speedup is None:
-            return ""
-        return "as fast" if self.finding == "same" else f"{self.speedup:.2f} ×"
+_QUIET = 15.0
+"""Seconds without a line after which one says what goes on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +53,7 @@ class Contest:
         self._client, self._bucket, self._scratch = client, bucket, scratch
         self._seen: dict[Trial, VersionDetail] = {}
         self.tell: Callable[[str], None] = lambda line: None
+        self._told = time.monotonic()
         self.entries = {
             (trial, name): Entry(trial.model, name, expected)
             for trial in trials.ALL
@@ -110,18 +74,32 @@ class Contest:
             self._bucket.write(f"{trial.model}/recipe.yaml", trial.recipe.encode())
             self._bucket.write(trial.path, weights[trial])
 
-    def until_settled(self, seconds: float) -> None:
-        """Wait until nothing more is to come of any variant, and no rollout goes on. Raises TimeoutError.
+    def until_settled(self, *, still: float, longest: float) -> None:
+        """Wait until nothing more is to come of any variant, and no rollout goes on.
 
-        It looks when something happened: who asks all the time disturbs what is measured.
+        It looks when something happened: who asks all the time disturbs what is measured. Raises Stuck with what did
+        not end, when nothing has moved for `still` seconds, or after `longest`.
         """
-        deadline, cursor = time.monotonic() + seconds, self._client.status().last_seq
+        patience = Patience("building and measuring variants", still=still, longest=longest)
+        cursor = self._client.status().last_seq
         while not (self._look() and self._fleet_settled()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"building and measuring variants took longer than {seconds:g} s")
+            going = [(whose, job) for version in self._seen.values() for whose, job in unfinished(version)]
+            lines = tuple(told(whose, job) for whose, job in going)
+            patience.look((cursor, lines), lines or (f"rollouts: {self._rollouts()}",))
+            if time.monotonic() - self._told > _QUIET:
+                running = [f"{job.stage} of {whose}" for whose, job in going if job.state == "running"]
+                self._say(f"{', '.join(running) or 'a rollout'} goes on; {len(going) - len(running)} jobs wait")
             time.sleep(_PAUSE)
             happened = self._client.events(after=cursor, wait=_LONGEST)
             cursor = happened[-1].seq if happened else cursor
+
+    def _rollouts(self) -> str:
+        going = [f"{one.model} {one.number} is {one.status}: {one.reason}" for one in self._client.rollouts(going=True)]
+        return "; ".join(going) or "none goes on, and the hosts do not yet serve what was chosen"
+
+    def _say(self, line: str) -> None:
+        self._told = time.monotonic()
+        self.tell(line)
 
     def ask(self) -> list[Served]:
         """Ask every host, over HTTP, what it serves of each model and for the held-out digits."""
@@ -150,7 +128,7 @@ class Contest:
             seen = self._seen[trial] = self._client.version(trial.model, newest.number)
             self._update(trial, seen, self._client.benchmarks(trial.model, newest.number))
         if seen.status in ENDED and seen.status != "ready":
-            raise TimeoutError(f"{trial.path} is {seen.status} ({seen.reason}): waiting for its variants")
+            raise Stuck(f"{trial.path} is {seen.status} ({seen.reason}): it will have no variants")
         return seen.status == "ready" and seen.variants_settled
 
     def _update(self, trial: Trial, version: VersionDetail, measured: list[VariantBenchmark]) -> None:
@@ -160,8 +138,8 @@ class Contest:
             newest.setdefault(one.variant, one)
         for variant in version.variants:
             entry = self.entries.get((trial, variant.name))
-            if entry is not None and _fill(entry, variant, newest.get(variant.name), original):
-                self.tell(entry.line())
+            if entry is not None and fill(entry, variant, newest.get(variant.name), original):
+                self._say(entry.line())
 
     def _fleet_settled(self) -> bool:
         """No rollout goes on, and every host was given what measurement chose."""
@@ -190,42 +168,6 @@ class Contest:
         return Served(
             host.name, host.url, trial.model, number, variant, round(right, 4), choice.reason, chosen and proven
         )
-
-
-def table(entries: Iterable[Entry], *, wide: bool = True) -> Table:
-    """The whole picture; `wide` says the reasons too."""
-    drawn = Table(box=None, pad_edge=False)
-    columns = ["", "model", "variant", "status", "bytes", "of original", "kept", "p50 ms", "×"]
-    for name in [*columns, "reason"] if wide else columns:
-        drawn.add_column(name, no_wrap=name != "reason")
-    for entry in entries:
-        drawn.add_row(*map(cell, list(_cells(entry))[: len(drawn.columns)]))
-    return drawn
-
-
-def _cells(entry: Entry) -> Iterator[str]:
-    ended = entry.status not in ("", "pending")
-    yield "" if not ended else "✓" if entry.right else "✗"
-    yield from (entry.model, entry.variant, entry.status)
-    yield f"{entry.size:,}" if entry.size else ""
-    yield f"{entry.share:.0%}" if entry.share is not None else ""
-    yield f"{entry.kept:.1%}" if entry.kept is not None else ""
-    yield f"{entry.p50 * 1e3:.3f}" if entry.p50 is not None else ""
-    yield entry.times
-    yield "; ".join(part for part in (entry.reason, entry.spoilt) if part)
-
-
-def _fill(entry: Entry, variant: Variant, seen: VariantBenchmark | None, original: int) -> bool:
-    """Bring the entry up to date; return whether it is worth a line."""
-    before = (entry.status, entry.p50, entry.spoilt)
-    entry.status, entry.reason, entry.size = variant.status, variant.reason, variant.size
-    entry.share = variant.size / original if variant.size and original else None
-    entry.kept = next((metric.value for metric in variant.metrics if metric.name == "kept"), None)
-    entry.gates = [gate.model_dump() for gate in variant.gates]
-    if seen is not None:
-        entry.p50, entry.speedup, entry.finding = seen.p50, seen.speedup, seen.finding
-        entry.spoilt = "" if seen.status == "valid" else f"not measured yet: {seen.reason}"
-    return (entry.status, entry.p50, entry.spoilt) != before
 
 
 def _live(host: Host, model: str) -> Slot | None:

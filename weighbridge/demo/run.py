@@ -14,24 +14,28 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from weighbridge import terminal
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.template import parse_input, register_template
-from weighbridge.demo import ask, board, digits, drops, stage
+from weighbridge.demo import ask, board, digits, drops, patience, stage
 from weighbridge.demo.board import Board, Row
-from weighbridge.demo.contest import Contest, Entry, Served, table
+from weighbridge.demo.contest import Contest, Served
+from weighbridge.demo.entries import Entry, table
 from weighbridge.demo.stage import Bucket
 from weighbridge.registry.client import Client
+from weighbridge.registry.errors import RegistryError
 
 PATIENCE = 180.0
-"""Seconds for any one thing to happen; on an idle machine all of it takes less than a minute."""
+"""Seconds for any one thing of the first act to happen; on a quiet machine all of it takes twenty."""
 _WIDE = 120
 """Columns of a terminal that shows long texts too."""
 BALLAST = (96, 384, 768)
 """MB of the checkpoint that is overwritten; a larger one where validation was faster than we were."""
 
 
-MEASURING = 480.0
-"""Seconds for the second act: on an idle machine two minutes; a busy one has benchmarks repeated."""
+STILL, MEASURING = 150.0, 600.0
+"""Seconds of the second act in which nothing moves, and for all of it: on a quiet machine it takes one minute, beside
+two busy programs on two processors three."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,10 @@ def run(
         try:
             first = _first_act(Show(client, bucket, scratch, console), sharded, live=live)
             second = _second_act(Contest(client, bucket, scratch), console, live=live) if variants else None
-        except TimeoutError as exc:
-            raise Failed(f"{exc}; the log of `weighbridge up` ends:\n{stage.log_end(place / 'data')}") from exc
+        except (TimeoutError, RegistryError, httpx.HTTPError) as exc:
+            for line in (*getattr(exc, "details", ()), *patience.log_ends(place / "data")):
+                terminal.line(line, stderr=True)
+            raise Failed(f"{exc} (the lines above say what it waited for)") from exc
         return first, second
 
 
@@ -107,7 +113,7 @@ def _second_act(contest: Contest, console: Console, *, live: bool) -> Measured:
     with board.shown(lambda: table(contest.entries.values(), wide=console.width >= _WIDE), console, live=live) as tell:
         contest.tell = tell
         contest.drop()
-        contest.until_settled(MEASURING)
+        contest.until_settled(still=STILL, longest=MEASURING)
         served = contest.ask()
     wrong = contest.wrong() + [f"what serves: {one.line()}" for one in served if not one.right]
     return Measured(list(contest.entries.values()), served, wrong)

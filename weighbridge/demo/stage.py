@@ -14,8 +14,10 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+from weighbridge import terminal
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.demo.drops import Write
+from weighbridge.demo.patience import log_ends
 from weighbridge.storage.options import S3Options
 
 START_SECONDS = 120.0
@@ -96,12 +98,6 @@ def up(bucket: Bucket, data: Path, *, seconds: float) -> Iterator[dict[str, Any]
             _stop(process)
 
 
-def log_end(data: Path, lines: int = 20) -> str:
-    """The end of what `up` wrote to stderr."""
-    path = data / "up.log"
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
-
-
 def _settings(bucket: Bucket, data: Path) -> str:
     """Free ports, so that the demo runs beside anything; json.dumps writes TOML's strings."""
     return f"""\
@@ -115,6 +111,11 @@ port = 0
 
 [host]
 port = 0
+
+# Variants are what the person waits for: beside other programs they get their fair share of the processors.
+[worker]
+niceness = 0
+benchmark_seconds = 2.0
 
 # The operator's word: what no recipe in the bucket can weaken.
 [[policies]]
@@ -147,8 +148,9 @@ def _first_line(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
     finally:
         watchdog.cancel()
     if not line:
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise Failed(f"`weighbridge up` ended before it was ready; its log ends:\n{end}", Exit.UNAVAILABLE)
+        for said in log_ends(log.parent):
+            terminal.line(said, stderr=True)
+        raise Failed("`weighbridge up` ended before it was ready (the lines above say why)", Exit.UNAVAILABLE)
     place: dict[str, Any] = json.loads(line)
     return place
 

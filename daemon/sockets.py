@@ -1,0 +1,54 @@
+"""Where a unix socket may lie: its path has at most 107 bytes, and in a URL only plain characters."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from weighbridge.registry.errors import Invalid
+
+_LONGEST = 100
+
+
+def socket_path(data: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the broker of a data folder listens: in it, or where its path is too long in a private folder elsewhere.
+
+    The same folder has the same socket at each start. Raises Invalid where no folder of this machine will do.
+    """
+    if fits(path := data / "valkey" / "valkey.sock"):
+        return path
+    name = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
+    return private_folder(environment, name + ".sock") / (name + ".sock")
+
+
+def private_folder(environment: Mapping[str, str] = os.environ, name: str = "x" * 32) -> Path:
+    """A folder of this user alone (0700) in which a socket `name` has a short path. Raises Invalid."""
+    bases = (environment.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp", "/var/tmp")
+    for base in filter(os.path.isabs, bases):
+        folder = Path(base) / f"weighbridge-{os.getuid()}"
+        if fits(folder / name) and _is_private(folder):
+            return folder
+    raise Invalid(
+        f"no folder for a unix socket: {', '.join(filter(None, bases))} have long paths or belong to somebody else; "
+        "set XDG_RUNTIME_DIR to a short folder of your own, or broker.url to a Redis or Valkey"
+    )
+
+
+def fits(path: Path) -> bool:
+    """Whether a socket may have this path, and a URL name it."""
+    return len(os.fsencode(path)) <= _LONGEST and re.fullmatch(r"[\w./-]+", str(path), re.ASCII) is not None
+
+
+def _is_private(folder: Path) -> bool:
+    """Make it where it is not there; somebody else's, or one that others may open, is not ours to trust."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
