@@ -15,7 +15,7 @@ from typing import IO
 
 from weighbridge.storage import disk_errors
 from weighbridge.storage.atomic import new_file
-from weighbridge.storage.errors import DigestMismatch, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import DigestMismatch, InvalidName, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import Get, LocalPath, Move, Ref, Store
 from weighbridge.storage.streaming import DigestingReader, Progress, chunks, digest_bytes, digest_file
@@ -168,9 +168,9 @@ class Blobs:
 
 
 def check_digest(digest: str) -> str:
-    """Return a BLAKE3 digest in lower-case hex. Raises ValueError: no other text may become a path."""
+    """Return a BLAKE3 digest in lower-case hex. Raises InvalidName: no other text may become a path."""
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest!r} is no BLAKE3 digest in hex")
+        raise InvalidName(f"{digest!r} is no BLAKE3 digest in hex")
     return digest
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -43,6 +43,22 @@ def error(program: str, text: str) -> None:
     """Print a message on stderr, in one line whatever it quotes."""
     parts = (part.strip() for part in text.split("\n"))
     line(f"{program}: {'; '.join(filter(None, parts))}", stderr=True)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the message alone tells the user enough: our own errors and the system's. Others are our bugs."""
+    return type(error).__module__.startswith("weighbridge.") or isinstance(error, OSError | ImportError)
+
+
+def run(program: str, main: Callable[[], int]) -> NoReturn:
+    """End with what a stage's own command returns; an error that is expected is a line, and 1."""
+    try:
+        sys.exit(main())
+    except Exception as exc:
+        if not is_expected(exc):
+            raise
+        error(program, str(exc) or type(exc).__name__)
+        sys.exit(1)
 
 
 def clean(text: str) -> str:

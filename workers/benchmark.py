@@ -358,4 +358,4 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    terminal.run("weighbridge.workers.benchmark", main)

@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -279,4 +278,4 @@ def _print(outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run("weighbridge.workers.compress", main)

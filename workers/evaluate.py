@@ -8,7 +8,6 @@ for "go on". A variant is judged against its original instead: `compare`.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -218,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def cache(digest: str) -> Path:
         path: Path = args.blobs / blobs.key(digest)
         if not path.exists():
-            raise LookupError(f"{args.blobs} has no blob {digest}")
+            raise FileNotFoundError(f"{args.blobs} has no blob {digest}")
         return path
 
     common: dict[str, Any] = {"task": args.task, "factories": tuple(args.factories), "device": args.device}
@@ -268,4 +267,4 @@ def _print_tables(outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run("weighbridge.workers.evaluate", main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -233,4 +232,4 @@ def _spec(text: str) -> TensorSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run("weighbridge.workers.validate", main)

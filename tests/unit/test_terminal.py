@@ -23,7 +23,7 @@ from weighbridge.workers import benchmark, compress, evaluate, validate
 from weighbridge.workers.compression import command as packing
 
 LONG = "/".join(["a folder whose name is long"] * 40) + "/model [red].safetensors"
-WINDOWS = [{"COLUMNS": "40"}, {"COLUMNS": "200"}, {"COLUMNS": "60", "FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"}]
+WINDOWS = [{"COLUMNS": "40"}, {"COLUMNS": "200", "FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"}]
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -41,13 +41,21 @@ ALONE = {"up", "daemon", "worker", "registry", "host", "demo", "push", "doctor",
 CALLING = [(path, c) for path, c in ASKING if not ALONE & set(path)]
 
 
-@pytest.fixture(params=WINDOWS, ids=lambda window: "-".join(window.values()), autouse=True)
-def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A window that must not matter, in a folder without settings."""
-    for name, value in request.param.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder without settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WEIGHBRIDGE_CONFIG", raising=False)
+
+
+@pytest.fixture(params=WINDOWS, ids=lambda window: window["COLUMNS"])
+def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window that must not matter."""
+    for name, value in request.param.items():
+        monkeypatch.setenv(name, value)
+
+
+ANY_WINDOW = pytest.mark.usefixtures("window")
 
 
 def said_in_one_line(capsys: pytest.CaptureFixture[str], program: str = "weighbridge") -> str:
@@ -68,6 +76,7 @@ def filled(command: Any) -> list[str]:
     return [*options, *("1" for p in required if p.param_type_name == "argument")]
 
 
+@ANY_WINDOW
 @pytest.mark.parametrize(("path", "command"), EVERY, ids=lambda value: " ".join(value) if type(value) is tuple else "")
 def test_wrong_usage_of_every_command_is_one_line(
     path: tuple[str, ...], command: Any, capsys: pytest.CaptureFixture[str]
@@ -95,6 +104,7 @@ def test_wrong_values_of_every_command_are_one_line(
         assert option in said_in_one_line(capsys)
 
 
+@ANY_WINDOW
 @pytest.mark.parametrize("json", [[], ["--json"]], ids=["tables", "json"])
 @pytest.mark.parametrize(
     ("path", "command"), CALLING, ids=lambda value: " ".join(value) if type(value) is tuple else ""
@@ -116,6 +126,7 @@ def test_what_a_registry_refuses_is_one_line(
     assert f"{LONG} is; taken" in said_in_one_line(capsys)
 
 
+@ANY_WINDOW
 def test_what_a_store_and_settings_refuse_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A path of any length, a file that is not there, a value that a setting cannot have."""
     (tmp_path / "w.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
@@ -131,6 +142,7 @@ def test_what_a_store_and_settings_refuse_is_one_line(tmp_path: Path, capsys: py
         assert words in said_in_one_line(capsys)
 
 
+@ANY_WINDOW
 @pytest.mark.parametrize("stage", [benchmark, compress, evaluate, validate])
 def test_the_stages_commands_say_wrong_usage_in_one_line(stage: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """`python -m weighbridge.workers.…` too."""
@@ -139,6 +151,22 @@ def test_the_stages_commands_say_wrong_usage_in_one_line(stage: Any, capsys: pyt
     said_in_one_line(capsys, stage.__name__)
 
 
+@pytest.mark.slow
+def test_a_stages_command_says_what_is_missing_in_one_line(tmp_path: Path) -> None:
+    """No traceback for a blob or a file that is not there."""
+    for stage, arguments in (
+        ("evaluate", ["d" * 64, "e" * 64, "--blobs", str(tmp_path / LONG)]),
+        ("compress", ["d" * 64, "--method", "bf16", "--blobs", str(tmp_path / LONG)]),
+        ("benchmark", [LONG, "--blobs", str(tmp_path / LONG)]),
+    ):
+        command = [sys.executable, "-m", f"weighbridge.workers.{stage}", *arguments]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert said.returncode != 0
+        assert said.stderr.count("\n") == 1, said.stderr
+        assert said.stderr.startswith(f"weighbridge.workers.{stage}: ")
+
+
+@ANY_WINDOW
 def test_the_packing_command_says_errors_in_one_line(tmp_path: Path) -> None:
     """A file without tensors at a long path, and a method that there is not."""
     (tmp_path / ("d" * 200)).mkdir()
@@ -151,6 +179,7 @@ def test_the_packing_command_says_errors_in_one_line(tmp_path: Path) -> None:
         assert words in said.stderr
 
 
+@ANY_WINDOW
 def test_help_off_a_terminal_is_the_same_in_every_window(capsys: pytest.CaptureFixture[str]) -> None:
     """Plain, an option with its whole explanation a line: `weighbridge show --help | grep VERSION`."""
     for path, command in EVERY:
@@ -161,6 +190,7 @@ def test_help_off_a_terminal_is_the_same_in_every_window(capsys: pytest.CaptureF
             assert " ".join(parameter.help.split()) in out, (path, parameter.name)
 
 
+@ANY_WINDOW
 def test_a_cell_is_whole_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Of any length, with markup, line ends and escapes as they are; a row is a line."""
     rows = [(LONG, 1.5), ("two\nlines \x1b[31mred", None)]

@@ -114,6 +114,7 @@ def test_int4_values_are_packed_by_two_without_loss() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes(mlp: Original, tmp_path: Path) -> None:
     """A host's answers are those of the worker that built the variant, bit for bit."""
     built = _build(mlp, tmp_path / "out", "int4-weight-only")

@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 def _report(error: Exception) -> int:
     from weighbridge.logs import Redact
 
-    if exits.is_expected(error):
+    if terminal.is_expected(error):
         text = str(error) or type(error).__name__
     else:
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"

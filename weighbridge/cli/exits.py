@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from weighbridge.terminal import is_expected
+
 
 class Exit(IntEnum):
     """Scripts may rely on these; docs/operations.md explains them."""
@@ -67,11 +69,3 @@ def code_of(error: BaseException) -> Exit:
 
 
 _BY_STATUS = {404: Exit.NOT_FOUND, 409: Exit.REFUSED, 412: Exit.REFUSED, 422: Exit.REFUSED, 503: Exit.UNAVAILABLE}
-
-
-def is_expected(error: BaseException) -> bool:
-    """Whether the message alone tells the user enough: our own errors and the system's. Others are our bugs."""
-    from weighbridge.settings import ConfigError
-
-    ours = type(error).__module__.startswith("weighbridge.")
-    return ours or isinstance(error, Failed | ConfigError | OSError | ImportError)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from weighbridge import terminal
 from weighbridge.cli import output, session
 from weighbridge.cli.doctor.finding import Finding
 from weighbridge.cli.exits import Exit, Failed
@@ -53,13 +54,12 @@ def doctor(
 
 def examine(part: str, check: Check, run: Session) -> Iterator[Finding]:
     """All findings of one check; what it raises is the last one."""
-    from weighbridge.cli.exits import is_expected
     from weighbridge.logs import Redact
 
     try:
         yield from check(run)
     except Exception as exc:
-        if not is_expected(exc):
+        if not terminal.is_expected(exc):
             raise
         yield Finding(part, False, Redact()(str(exc)), _advice(exc))
 
