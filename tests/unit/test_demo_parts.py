@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from weighbridge.demo import patience
+from weighbridge import terminal
+from weighbridge.cli.exits import Failed
+from weighbridge.demo import patience, run
 from weighbridge.demo.entries import Entry, fill
 from weighbridge.demo.patience import Patience, Stuck
 from weighbridge.registry.schemas import Job, Variant, VariantBenchmark, VersionDetail
@@ -62,6 +66,30 @@ def test_it_shows_the_end_of_every_log(tmp_path: Path) -> None:
     assert lines[0] == f"{tmp_path / 'logs' / 'worker.log'} ends:"
     assert lines[-1] == "  line 49"
     assert len(lines) < 20
+
+
+def test_what_it_waited_for_is_shown_before_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The jobs that did not end, and the logs, a line each on stderr; then one line says that it failed."""
+
+    @contextmanager
+    def up(bucket: object, data: Path, *, seconds: float) -> Iterator[dict[str, str]]:
+        (data / "logs").mkdir(parents=True)
+        (data / "logs" / "worker.log").write_text("the worker has died\n")
+        yield {"registry": "http://127.0.0.1:9", "data": str(data)}
+
+    def stuck(*_: object, **__: object) -> None:
+        raise Stuck("nothing has moved", ("digits onnx: benchmark is running",))
+
+    monkeypatch.setattr(run.stage, "up", up)
+    monkeypatch.setattr(run, "_training_ddp", lambda folder: nullcontext())
+    monkeypatch.setattr(run, "_first_act", stuck)
+    with pytest.raises(Failed, match=r"^nothing has moved \(the lines above"):
+        run.run(terminal.console(), folder=tmp_path / "demo")
+    log = tmp_path / "demo" / "data" / "logs" / "worker.log"
+    err = capsys.readouterr().err
+    assert err == f"digits onnx: benchmark is running\n{log} ends:\n  the worker has died\n"
 
 
 @pytest.mark.parametrize(
