@@ -50,6 +50,11 @@ class HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return self._redact(super().format(record))
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line whatever it quotes, so that a name from a bucket writes no line of its own; tracebacks follow."""
+        text = super().formatMessage(record)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, `extra` fields, exception."""

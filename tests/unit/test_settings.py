@@ -209,3 +209,14 @@ def test_no_line_of_a_log_holds_a_secret(format: str, monkeypatch: pytest.Monkey
         )
         assert "Traceback" in first["exception"]
         assert second["message"].endswith("&b=1")
+
+
+@pytest.mark.usefixtures("root_logging")
+def test_a_message_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's name with a line end or an escape in it writes no line of its own and steers no terminal."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.setup("info", "human")
+    logging.getLogger("weighbridge.test").info("seen %s", "a\n13:08:01 ERROR forged\x1b[2J")
+    assert stream.getvalue().count("\n") == 1
+    assert "seen a\\n13:08:01 ERROR forged\\x1b[2J" in stream.getvalue()
