@@ -24,7 +24,12 @@ class WorkerSettings(BaseModel):
     threads: int = Field(default=1, ge=1, description="Torch threads a job.")
     device: str = Field(default="cpu", description="Device to run programs and benchmarks on: cpu, cuda, cuda:1.")
     benchmark_seconds: float = Field(
-        default=4.0, gt=0, description="Time that one benchmark measures for, beside loading (s)."
+        default=4.0, gt=0, description="Time that one benchmark measures for on a free machine, beside loading (s)."
+    )
+    benchmark_limit: float = Field(
+        default=120.0,
+        gt=0,
+        description="Time after which a benchmark ends on any machine, with loading and giving way to other jobs (s).",
     )
     machine: Path | None = Field(
         default=None,

@@ -85,7 +85,9 @@ def test_a_process_that_ends_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_waiting_callers_wait_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """With four callers a request takes four times as long as it runs, and the throughput stays."""
-    monkeypatch.setattr(scenarios, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    monkeypatch.setattr(
+        scenarios, "time", SimpleNamespace(perf_counter=itertools.count().__next__, process_time=lambda: 0.5)
+    )
     samples = scenarios.closed(lambda _: None, [{}, {}], seconds=0, least=10, callers=4)
     assert samples.latencies == [1, 2, 3] + [4] * 37
     assert samples.seconds == 40

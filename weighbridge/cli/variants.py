@@ -86,8 +86,12 @@ def _show(v: VersionDetail, measured: Sequence[VariantBenchmark], choices: Seque
     )
     if rows := list(_speeds(measured)):
         output.console().print()
-        columns = ("variant", "p50 ms", "p99 ms", "latency ×", "rows/s", "throughput ×", "memory", "hardware")
+        columns = ("variant", "p50 ms", "p99 ms", "latency ×", "rows/s", "throughput ×", "memory", "hardware", "beside")
         output.table(columns, rows, title="Measured")
+        if any(row[-1] for row in rows):
+            output.note("* measured beside other work: only the ratios and the memory are facts")
+    for said in _unshown(measured):
+        output.note(said)
     if choices:
         output.console().print()
         rows = [(c.label or c.kind or "every other kind", c.variant, c.reason) for c in choices]
@@ -103,17 +107,29 @@ def _speeds(measured: Sequence[VariantBenchmark]) -> Iterator[tuple[Any, ...]]:
         if m.status != "valid" or (m.variant, m.kind) in seen:
             continue
         seen.add((m.variant, m.kind))
+        mark = "*" if m.contended else ""
         faster = "same" if m.finding == "same" else _round(m.speedup, 2)
         yield (
             m.variant,
-            _round(m.p50, 3, 1e3),
-            _round(m.p99, 3, 1e3),
-            faster,
-            _round(m.throughput, 0),
-            _round(m.throughput_ratio, 2),
+            _round(m.p50, 3, 1e3) + mark,
+            _round(m.p99, 3, 1e3) + mark,
+            faster + _interval(m.speedup_low, m.speedup_high),
+            _round(m.throughput, 0) + mark,
+            _round(m.throughput_ratio, 2) + _interval(m.throughput_low, m.throughput_high),
             output.size(m.memory),
             m.hardware.get("label", m.kind),
+            m.contended,
         )
+
+
+def _unshown(measured: Sequence[VariantBenchmark]) -> Iterator[str]:
+    """What the newest try of each variant and kind could not show, when the next one is, and how to ask for it."""
+    newest = {(m.variant, m.kind): m for m in reversed(measured)}
+    yield from (f"{m.variant}: {m.reason}" for m in newest.values() if m.reason)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
 
 
 def _share(variant: Variant, original: int) -> str:

@@ -76,7 +76,8 @@ def ratios(name: str, device: Device, styles: Styles) -> Picture | None:
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         latency = {v: (_ratio(one), _interval(one)) for v, one in others.items()}
-        throughput = {v: (one.throughput_ratio, None) for v, one in others.items()}
+        ends = {v: _ends(one.throughput_low, one.throughput_high) for v, one in others.items()}
+        throughput = {v: (one.throughput_ratio, ends[v]) for v, one in others.items()}
         for axes, title, seen in ((left, "latency (p50)", latency), (right, "throughput (best batch)", throughput)):
             _bars(axes, others, seen, styles)
             axes.set_title(f"{title}: × the original's", color=INK)
@@ -100,8 +101,13 @@ def _ratio(one: VariantBenchmark) -> float | None:
 
 
 def _interval(one: VariantBenchmark) -> tuple[float, float] | None:
-    found = one.environment.get("speedup_interval")
-    return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+    found = one.environment.get("speedup_interval")  # in rows of old
+    old = (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+    return _ends(one.speedup_low, one.speedup_high) or old
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
 def _bars(
@@ -124,7 +130,7 @@ def _bars(
         if interval is not None:
             axes.plot(interval, [place, place], color=INK, linewidth=1, zorder=3)
         ends += [ratio, *(interval or ())]
-        same = abs(ratio - 1) <= spread if interval is None else one.finding == "same"
+        same = abs(ratio - 1) <= spread if interval is None else _same(one, interval)
         end = max([ratio, 1 + spread, *(interval or ())])
         axes.annotate("same" if same else words.times(ratio), (end, place), (4, 0), textcoords="offset points",
                       va="center", fontsize=8, color=INK)  # fmt: skip
@@ -134,6 +140,11 @@ def _bars(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _same(one: VariantBenchmark, interval: tuple[float, float]) -> bool:
+    """Rows of old have the spread beside their interval, not in it."""
+    return interval[0] <= 1 <= interval[1] if one.speedup_low is not None else one.finding == "same"
 
 
 def _ticks(low: float, high: float) -> list[float]:
