@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -31,6 +33,9 @@ from weighbridge.workers.settings import WorkerSettings
 
 PAUSES = (60.0, 300.0, 1800.0)
 """Seconds until what a busy machine could not show is measured again, by itself: so often, and then when asked to."""
+NICE = 10
+"""Of what builds and compares variants: a new checkpoint and the hosts of this machine go first. Not of benchmarks: at
+a tenth of a busy processor one took half a minute to start, and hosts do not serve at that priority either."""
 _FACTORY = "factory:"
 
 
@@ -87,23 +92,27 @@ class VariantStages:
 
     def _compress(self, subject: Subject, part: str, heartbeat: Heartbeat) -> Outcome:
         with self._machine.working(heartbeat.check):
-            return compress(
-                replace(self._task(subject), part=part),
-                blobs=self._blobs,
-                cache=self._cache.path,
-                scratch=self._settings.cache,
-                progress=heartbeat.progress,
+            return _nicely(
+                lambda: compress(
+                    replace(self._task(subject), part=part),
+                    blobs=self._blobs,
+                    cache=self._cache.path,
+                    scratch=self._settings.cache,
+                    progress=heartbeat.progress,
+                )
             )
 
     def _assemble(self, subject: Subject, parts: list[Mapping[str, Any]], heartbeat: Heartbeat) -> Outcome:
         with self._machine.working(heartbeat.check):
-            return assemble(
-                self._task(subject),
-                parts,
-                blobs=self._blobs,
-                cache=self._cache.path,
-                scratch=self._settings.cache,
-                progress=heartbeat.progress,
+            return _nicely(
+                lambda: assemble(
+                    self._task(subject),
+                    parts,
+                    blobs=self._blobs,
+                    cache=self._cache.path,
+                    scratch=self._settings.cache,
+                    progress=heartbeat.progress,
+                )
             )
 
     def _task(self, subject: Subject) -> CompressTask:
@@ -132,7 +141,7 @@ class VariantStages:
             threads=self._settings.threads,
         )
         with self._machine.working(heartbeat.check):
-            return compare(task, cache=self._cache.path, progress=heartbeat.progress)
+            return _nicely(lambda: compare(task, cache=self._cache.path, progress=heartbeat.progress))
 
     def _benchmark(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
         assert subject.variant.artifact_digest is not None, "a benchmark follows a verdict of ready"
@@ -155,6 +164,12 @@ class VariantStages:
         manifest = Manifest.model_validate_json(self._cache.path(artifact).read_bytes())
         for digest in manifest.blobs():
             self._cache.path(digest)
+
+
+def _nicely(work: Callable[[], Outcome]) -> Outcome:
+    """Do it at low priority, in a thread of its own: on Linux that is a thread's, and there is no way back up."""
+    with ThreadPoolExecutor(1, "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, NICE)) as pool:
+        return pool.submit(work).result()
 
 
 def factories_for(model: str, policies: tuple[Policy, ...]) -> tuple[str, ...]:
