@@ -34,9 +34,12 @@ from weighbridge.workers.benchmark import BenchmarkTask, benchmark
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.compress import CompressTask, compress
 
+_WITH_US = "import ctypes; ctypes.CDLL(None).prctl(1, 9)\n"
+"""A hog ends with whoever started it, however that ends (PR_SET_PDEATHSIG)."""
 HOGS = {
-    "compute": "while True: pass",
-    "memory": "import numpy as np\na = np.ones(1 << 24, np.float32); b = a.copy()\nwhile True: np.copyto(b, a)",
+    "compute": f"{_WITH_US}while True: pass",
+    "memory": f"{_WITH_US}import numpy as np\na = np.ones(1 << 24, np.float32); b = a.copy()\n"
+    "while True: np.copyto(b, a)",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from weighbridge.workers.benchmarking.children import Child, ChildFailed
 from weighbridge.workers.benchmarking.contention import Limits, Reading, Watch
 from weighbridge.workers.benchmarking.machine import Alone
 from weighbridge.workers.benchmarking.measure import AGAIN, CANDIDATE, ORIGINAL, Measurement, Wish
-from weighbridge.workers.benchmarking.rounds import FEWEST, LEAST, Course, OutOfTime
+from weighbridge.workers.benchmarking.rounds import FEWEST, LEAST, Course, OutOfTime, Seen
 
 
 class Told(Watch):
@@ -116,6 +117,18 @@ def test_every_round_is_kept() -> None:
     assert (seen.rounds, len(bench.log)) == (LEAST, 4 * LEAST)
     assert [reading.others for reading in seen.readings[:3]] == [0, 0.5, 0]
     assert Bench(QUIET, BUSY, QUIET).measurement().run().contended == ""
+
+
+def test_how_far_disturbance_moves_a_ratio_is_seen_in_the_run() -> None:
+    """Of two programs of 1 ms the neighbours double what one costs in most requests: the least disturbed are equal."""
+    seen = Seen()
+    block = {"latencies": [0.001] * 20, "seconds": 0.02, "busy": [0.001] * 20}
+    suffers = {**block, "busy": [0.001, 0.001] + [0.002] * 18}
+    for _ in range(LEAST):
+        seen.add({ORIGINAL: [block, block], CANDIDATE: [suffers, suffers]}, QUIET)
+    ratios = seen.faster(CANDIDATE, ORIGINAL)
+    assert ratios.cpu == [0.5] * LEAST
+    assert (ratios.wall_moved, ratios.cpu_moved) == (0, pytest.approx(math.log(2)))
 
 
 def test_a_busy_machine_gives_the_ratio_and_marks_the_rest() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, Literal, cast
 
 from weighbridge.engines.hardware import memory_limit
@@ -171,10 +172,9 @@ class Measurement:
         names = (ORIGINAL, self._candidate) if paired else (self._candidate,)
         batches = self._batches() if mode == self._wish.serving else [self.result.batch]
         best: dict[str, float] = dict.fromkeys(names, 0.0)
+        slowest = inf  # rows a second
         for batch in batches:
-            slow = (
-                batch / min(best.values()) if all(best.values()) else 0.0
-            )  # seconds of a request, if it brings nothing
+            slow = batch / slowest  # seconds of a request, if it brings nothing
             try:
                 if self._too_slow(batch, slow) or self._too_large(batch):
                     break
@@ -192,6 +192,7 @@ class Measurement:
             if all(rates[name] < HELPS * best[name] for name in names):
                 break
             best = {name: max(best[name], rates[name]) for name in names}
+            slowest = min(seen.rate(name) for name in names)
 
     def _batch(self, mode: Mode, names: Sequence[str], batch: int, seconds: float, *, slow: float) -> Seen:
         """One stream of the smallest batch is measured already. A request of `slow` seconds is a block by itself.

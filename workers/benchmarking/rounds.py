@@ -30,6 +30,12 @@ BLOCK_SECONDS = 0.02
 BLOCK_REQUESTS = 3
 
 
+_TICK = 1e-9
+"""The finest that the processor's clock tells."""
+_UNDISTURBED = 0.05
+"""The quantile of requests that counts as the least disturbed ones: a single one may be an error of a clock."""
+
+
 class OutOfTime(Exception):
     """The benchmark reached the bound of its seconds. What was measured until then stands."""
 
@@ -51,6 +57,8 @@ class Seen:
     on_cpu: bool = True
     """Whether the processor's time is that of the requests: not where a GPU computes."""
     latencies: dict[str, list[float]] = field(default_factory=dict)
+    busy: dict[str, list[float]] = field(default_factory=dict)
+    """Processor seconds of a request, by slices."""
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
 
@@ -74,15 +82,24 @@ class Seen:
         for name, mine in blocks.items():
             latencies = [one for block in mine for one in block["latencies"]]
             rate = self.batch * len(latencies) / sum(block["seconds"] for block in mine)
-            busy = max(1e-9, float(np.median([one for block in mine for one in block["busy"]])))
+            busy = [max(_TICK, one) for block in mine for one in block["busy"]]
             self.latencies.setdefault(name, []).extend(latencies)
-            self.samples.setdefault(name, []).append(Sample(float(np.median(latencies)), rate, busy))
+            self.busy.setdefault(name, []).extend(busy)
+            sample = Sample(float(np.median(latencies)), rate, float(np.median(busy)))
+            self.samples.setdefault(name, []).append(sample)
         self.readings.append(reading)
 
     def _ratios(self, name: str, base: str, wall: Callable[[Sample, Sample], float]) -> Ratios:
         pairs = list(zip(self.samples[name], self.samples[base], strict=True))
         cpu = [there.busy / here.busy for here, there in pairs] if self.on_cpu else None
-        return Ratios([wall(here, there) for here, there in pairs], cpu)
+        moved = (_moved(values[name], values[base]) for values in (self.latencies, self.busy))
+        return Ratios([wall(here, there) for here, there in pairs], cpu, *moved)
+
+
+def _moved(one: Sequence[float], other: Sequence[float]) -> float:
+    """How far the ratio of the medians lies from that of the least disturbed requests, as a logarithm."""
+    inflated = [np.subtract(*np.log(np.quantile(values, (0.5, _UNDISTURBED)))) for values in (one, other)]
+    return abs(float(inflated[0] - inflated[1]))
 
 
 class Course:
