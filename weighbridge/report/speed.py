@@ -49,7 +49,7 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
             # A bound is twenty to the decade: what lies below the first one is above the bound before it.
             xs, ys = [xs[0] / 10 ** (1 / 20), *xs], [0.0, *ys]
             look = styles[variant]
-            axes.step(xs, ys, where="post", color=look.color, linestyle=look.dash, label=words.short(variant),
+            axes.step(xs, ys, where="post", color=look.color, linestyle=look.dash, label=_named(device, variant),
                       linewidth=2.2 if variant == ORIGINAL else 1.5)  # fmt: skip
         axes.set_xscale("log")
         _log(axes.xaxis, words.round_time)
@@ -63,6 +63,7 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
     description = (
         f"Cumulative distribution of the latency of {len(rows)} variants on {device.label}. The lowest median has "
         f"{words.short(fastest)} with {words.time(rows[fastest].p50)}. The table below has the percentiles."
+        f"{_beside(device)}"
     )
     return picture.draw(f"{name}-latency", "Latency distributions", description, (8.6, 3.8), paint)
 
@@ -166,11 +167,11 @@ def sweeps(name: str, device: Device, styles: Styles) -> Picture | None:
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         for variant, rows in batches.items():
-            _line(left, variant, [(row.batch, row.throughput) for row in rows], styles)
+            _line(left, variant, [(row.batch, row.throughput) for row in rows], styles, _named(device, variant))
         _roof(left, batches.get(ORIGINAL, []))
         _axes(left, "rows a request (batch)", "rows a second", lambda x: f"{x:,.0f}", _thousands)
         for variant, rows in callers.items():
-            _line(right, variant, [(row.throughput, row.p99) for row in rows], styles)
+            _line(right, variant, [(row.throughput, row.p99) for row in rows], styles, _named(device, variant))
         _axes(right, "rows a second, with more and more callers", "p99 latency", _thousands, words.round_time)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -178,7 +179,7 @@ def sweeps(name: str, device: Device, styles: Styles) -> Picture | None:
     description = (
         f"Left: rows a second against the batch on {device.label}, for {len(batches)} variants; dotted is what the "
         "original's batch of one would give if larger batches cost nothing, and the most that it reached. Right: p99 "
-        "against rows a second with more and more callers. The tables below have the numbers."
+        f"against rows a second with more and more callers. The tables below have the numbers.{_beside(device)}"
     )
     tall = 3.9 + 0.2 * ((len(batches) + 4) // 4)
     return picture.draw(f"{name}-sweep", "Throughput against batch and load", description, (8.6, tall), paint)
@@ -188,13 +189,23 @@ def _sorted(one: VariantBenchmark, scenario: str) -> list[BenchmarkRow]:
     return sorted(serving_rows(one, scenario), key=lambda row: (row.batch, row.concurrency))
 
 
-def _line(axes: Axes, variant: str, places: Sequence[tuple[float, float]], styles: Styles) -> None:
+def _named(device: Device, variant: str) -> str:
+    """With a star where its figures were measured beside other work."""
+    return words.short(variant, 26) + (" *" if device.facts[variant].contended else "")
+
+
+def _beside(device: Device) -> str:
+    busy = any(one.contended for one in device.facts.values())
+    return " * measured beside other work: such figures are no facts, only ratios are." if busy else ""
+
+
+def _line(axes: Axes, variant: str, places: Sequence[tuple[float, float]], styles: Styles, label: str) -> None:
     look = styles[variant]
     size = 9 if variant == ORIGINAL else 4.5
     seen = [place for place in places if min(place) > 0]
     xs, ys = zip(*seen, strict=True) if seen else ((), ())
     axes.plot(xs, ys, color=look.color, linestyle=look.dash, marker=look.marker, markersize=size,
-              label=words.short(variant, 26), linewidth=1.3)  # fmt: skip
+              label=label, linewidth=1.3)  # fmt: skip
 
 
 def _roof(axes: Axes, rows: Sequence[BenchmarkRow]) -> None:
