@@ -86,12 +86,13 @@ def _show(v: VersionDetail, measured: Sequence[VariantBenchmark], choices: Seque
     )
     if rows := list(_speeds(measured)):
         output.console().print()
-        columns = ("variant", "p50 ms", "p99 ms", "latency ×", "rows/s", "throughput ×", "memory", "hardware", "beside")
+        columns = ("variant", "p50 ms", "p99 ms", "latency ×", "rows/s", "throughput ×", "memory", "hardware")
         output.table(columns, rows, title="Measured")
-        if any(row[-1] for row in rows):
-            output.note("* measured beside other work: only the ratios and the memory are facts")
-    for said in _unshown(measured):
-        output.note(said)
+    if busy := _beside(measured):
+        output.line(f"* measured beside other work ({busy}): only the ratios and the memory are facts")
+    if open_ := list(_unshown(measured)):
+        output.console().print()
+        output.table(("variant", "what could not be shown"), open_, title="Open")
     if choices:
         output.console().print()
         rows = [(c.label or c.kind or "every other kind", c.variant, c.reason) for c in choices]
@@ -118,14 +119,19 @@ def _speeds(measured: Sequence[VariantBenchmark]) -> Iterator[tuple[Any, ...]]:
             _round(m.throughput_ratio, 2) + _interval(m.throughput_low, m.throughput_high),
             output.size(m.memory),
             m.hardware.get("label", m.kind),
-            m.contended,
         )
 
 
-def _unshown(measured: Sequence[VariantBenchmark]) -> Iterator[str]:
-    """What the newest try of each variant and kind could not show, when the next one is, and how to ask for it."""
+def _beside(measured: Sequence[VariantBenchmark]) -> str:
+    """What took the machine from the newest fact that is marked; empty where none is."""
+    facts = {(m.variant, m.kind): m for m in reversed(measured) if m.status == "valid"}
+    return next((m.contended for m in facts.values() if m.contended), "")
+
+
+def _unshown(measured: Sequence[VariantBenchmark]) -> Iterator[tuple[str, str]]:
+    """Of the newest try of each variant and kind: why, when the next one is, and how to ask for it."""
     newest = {(m.variant, m.kind): m for m in reversed(measured)}
-    yield from (f"{m.variant}: {m.reason}" for m in newest.values() if m.reason)
+    yield from ((m.variant, m.reason) for m in newest.values() if m.reason)
 
 
 def _interval(low: float | None, high: float | None) -> str:
