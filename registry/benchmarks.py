@@ -22,9 +22,11 @@ VALID = "valid"
 _KIND = re.compile(r"[0-9a-f]{16}")
 _NEEDED = ("p50", "p99", "throughput", "memory")
 """What a choice compares: a valid benchmark has all of them."""
-_POSITIVE = (*_NEEDED, "load_seconds", "speedup", "throughput_ratio")
+_INTERVALS = (("speedup_low", "speedup_high"), ("throughput_low", "throughput_high"))
+_POSITIVE = (*_NEEDED, "load_seconds", "speedup", "throughput_ratio", *(end for ends in _INTERVALS for end in ends))
 _NOT_NEGATIVE = ("energy", "spread")
-_ROW_POSITIVE = ("batch", "concurrency", "rate", "count", "p50", "p90", "p95", "p99", "mean", "throughput", "ratio")
+_LATENCIES = ("p50", "p90", "p95", "p99", "mean")
+_ROW_POSITIVE = ("batch", "concurrency", "rate", "count", *_LATENCIES, "throughput", "ratio", "low", "high")
 _CLOCKS_DIFFER = 300.0
 """Seconds that the clock of whoever measured may be ahead."""
 
@@ -106,6 +108,11 @@ def _nonsense(seen: schemas.Benchmark) -> Iterator[str]:
         for name in _NOT_NEGATIVE
         if values[name] is not None and not 0 <= values[name] < math.inf
     )
+    for low, high in _INTERVALS:
+        if (values[low] is None) != (values[high] is None):
+            yield f"of {low} and {high} one is missing"
+        elif values[low] is not None and values[low] > values[high]:
+            yield f"{low} {values[low]:g} is above {high} {values[high]:g}"
     if seen.p50 is not None and seen.p99 is not None and seen.p50 > seen.p99:
         yield f"p50 {seen.p50:g} s is above p99 {seen.p99:g} s"
     for number, row in enumerate(values["rows"]):
@@ -131,6 +138,9 @@ def _tell(tx: Session, variant: Variant, row: Benchmark, *, actor: str) -> None:
         "kind": row.kind,
         "status": row.status,
         "finding": row.finding,
+        "speedup": row.speedup,
+        "speedup_interval": [row.speedup_low, row.speedup_high],
+        "contended": row.contended,
         "p50": row.p50,
         "p99": row.p99,
         "throughput": row.throughput,

@@ -31,6 +31,7 @@ from weighbridge.registry.schemas import (
     Enrolment,
     Event,
     Host,
+    Job,
     Model,
     NewTemplate,
     NewToken,
@@ -141,6 +142,11 @@ class Client:
         """Record what was measured elsewhere, for every variant that has this artifact."""
         answer = self._http.send("POST", "/v1/benchmarks", body=benchmark)
         return TypeAdapter(list[VariantBenchmark]).validate_json(answer.content)
+
+    def retry_benchmarks(self, model: str, version: int | str = "latest", variant: str | None = None) -> list[Job]:
+        """Measure a version's variants, or one of them, again: the jobs that do it, due now."""
+        answer = self._http.send("POST", f"{_version(model, version)}/benchmarks/retry", params={"variant": variant})
+        return TypeAdapter(list[Job]).validate_json(answer.content)
 
     def choices(self, model: str, version: int | str = "latest") -> list[Choice]:
         """Which variant each kind of host gets of a version, and why. The kind "" is every other one."""

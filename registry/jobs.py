@@ -252,6 +252,17 @@ def wake(tx: Session, subject_type: str, subject_id: int) -> int:
     return _run(tx, woken.values(not_before=now(), sent_at=case((queued, None), else_=col(Job.sent_at))))
 
 
+def again(tx: Session, job_id: int, tries: int) -> Job:
+    """Make an ended or waiting job due now, with so many more attempts; one that runs stays as it is. Raises NotFound.
+
+    Attempts go on counting: the fence must never repeat.
+    """
+    values = {"max_attempts": col(Job.attempt) + tries, "not_before": now(), "verdict": None, "finished_at": None}
+    idle = and_(col(Job.id) == job_id, col(Job.state) != JobState.RUNNING)
+    _run(tx, update(Job).where(idle).values(state=JobState.QUEUED, progress=0.0, **values, **_NO_LEASE))
+    return get(tx, job_id)
+
+
 def cancel(tx: Session, subject_type: str, subject_id: int) -> int:
     """End a subject's open jobs, running ones too (their holders are fenced out); return how many."""
     is_open = col(Job.state).in_([JobState.QUEUED, JobState.RUNNING])

@@ -93,7 +93,7 @@ class Verdict(StrEnum):
     SUPERSEDED = "superseded"
     NOT_APPLICABLE = "not_applicable"
     NOISY = "noisy"
-    """Measured on a busy machine: kept as invalid, never a fact, and run again."""
+    """The machine was too busy to compare anything in time: kept as invalid, never a fact, and run again some times."""
 
 
 QUEUES: Mapping[Stage, str] = MappingProxyType(

@@ -211,7 +211,7 @@ class Benchmark(SQLModel, table=True):
     """Hardware fingerprint (engines.hardware.Hardware.kind)."""
     hardware: dict[str, Any] = _json()
     status: str = Field(max_length=16)
-    """valid | invalid_noisy: the latter is never a fact."""
+    """valid | invalid_noisy: the latter holds no comparison and is never a fact."""
     reason: str = _text()
     p50: float | None = _time(nullable=True)
     """Seconds for one request of one row, SingleStream."""
@@ -225,11 +225,18 @@ class Benchmark(SQLModel, table=True):
     load_seconds: float | None = _time(nullable=True)
     speedup: float | None = _time(nullable=True)
     """The original's p50 over this one's: the median of paired ratios. 1.0 and `same` for what the spread hides."""
+    speedup_low: float | None = _time(nullable=True)
+    speedup_high: float | None = _time(nullable=True)
+    """The interval of `speedup` as it was measured, with the spread in it; None in rows of older versions."""
     throughput_ratio: float | None = _time(nullable=True)
+    throughput_low: float | None = _time(nullable=True)
+    throughput_high: float | None = _time(nullable=True)
     spread: float | None = _time(nullable=True)
-    """Of the A/A run, as a share: ratios within 1 ± spread are no difference."""
+    """What two runs of one program may differ by here, as a share: ratios within 1 ± spread are no difference."""
     finding: str = Field(default="", max_length=16)
     """faster | slower | same: the SingleStream latency against the original."""
+    contended: str = _text()
+    """What else took the machine meanwhile; empty: nothing. Else only the ratios and the memory are facts."""
     rows: list[Any] = _json(list)
     """schemas.BenchmarkRow: every scenario, mode, batch and concurrency that was measured."""
     environment: dict[str, Any] = _json()

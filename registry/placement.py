@@ -90,8 +90,16 @@ def _candidate(variant: Variant, row: Benchmark, kept: float | None) -> Candidat
         size=variant.size,
         spread=row.spread or 0.0,
         finding=row.finding,
+        speedup=row.speedup,
         throughput_ratio=row.throughput_ratio,
+        speedup_interval=_interval(row.speedup_low, row.speedup_high),
+        throughput_interval=_interval(row.throughput_low, row.throughput_high),
+        contended=row.contended,
     )
+
+
+def _interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
 def _kept(tx: Session, version: Version, rows: Sequence[Variant]) -> dict[str, float | None]:

@@ -113,7 +113,14 @@ class BenchmarkRow(Wire):
     throughput: float
     ratio: float | None = None
     """The original's p50 over this one's, the median of paired ratios; offline: this throughput over the original's."""
+    low: float | None = None
+    high: float | None = None
+    """The interval of the ratio, with what the original differs from itself by; 1 in it: no difference is shown."""
+    clock: Literal["wall", "cpu", "both", ""] = ""
+    """What the ratio is of: time on the wall; beside other work time of a processor, or what both allow."""
     finding: Literal["faster", "slower", "same", ""] = ""
+    contended: str = ""
+    """What else took the machine meanwhile; then nothing but the ratio counts."""
     histogram: dict[str, int] = {}
     """Latencies by upper bound in seconds, as text."""
 
@@ -133,9 +140,14 @@ class Benchmark(Wire):
     energy: float | None = None
     load_seconds: float | None = None
     speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
     throughput_ratio: float | None = None
+    throughput_low: float | None = None
+    throughput_high: float | None = None
     spread: float | None = None
     finding: Literal["faster", "slower", "same", ""] = ""
+    contended: str = ""
     rows: list[BenchmarkRow] = []
     environment: dict[str, Any] = {}
     source: str = ""

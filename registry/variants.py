@@ -14,8 +14,8 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from weighbridge.registry import events, jobs, lifecycle, versions, workers_seen
-from weighbridge.registry.db import Session, insert_into, insert_or_skip
-from weighbridge.registry.errors import NotFound
+from weighbridge.registry.db import Session, clock, insert_into, insert_or_skip
+from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.lifecycle import (
     QUEUES,
     JobState,
@@ -35,8 +35,8 @@ from weighbridge.storage import names
 
 ORIGINAL = "original"
 _OPEN = (JobState.QUEUED, JobState.RUNNING)
-_BENCHMARK_TRIES = 8
-"""On a machine that is busy for an hour: whoever retries doubles the pause."""
+BENCHMARK_TRIES = 4
+"""Of what a busy machine could not show: by themselves; a person may ask for more (`measure_again`)."""
 _MEMORY = 3
 """Times the checkpoint's bytes: what a method that does not stream holds of the original, the variant and its work."""
 
@@ -132,14 +132,41 @@ def jobs_of(tx: Session, version_id: int) -> dict[str, list[Job]]:
 def settled(tx: Session, version_id: int) -> bool:
     """Whether nothing is to come: no variant is pending, none of their jobs is queued or running.
 
-    A benchmark that waits for a kind of worker that is not there does not count: it may wait for ever.
+    A benchmark that waits for a kind of worker that is not there does not count: it may wait for ever. Nor does one
+    that was tried, and waits for its next try: what it did measure is enough to choose by.
     """
     rows = listing(tx, version_id)
     if any(row.status == VariantStatus.PENDING for row in rows if row.name != ORIGINAL):
         return False
     still = list(tx.scalars(_jobs([_id(row) for row in rows]).where(col(Job.state).in_(_OPEN))))
     kinds = workers_seen.kinds(tx) if still else {}
-    return not any(job.state == JobState.RUNNING or job.stage != Stage.BENCHMARK or job.part in kinds for job in still)
+    now = clock(tx)
+    return not any(_to_come(job, kinds, now) for job in still)
+
+
+def _to_come(job: Job, kinds: Collection[str], now: float) -> bool:
+    if job.state == JobState.RUNNING or job.stage != Stage.BENCHMARK:
+        return True
+    waits = job.attempt > 0 and job.not_before > now
+    return job.part in kinds and not waits
+
+
+def measure_again(tx: Session, version_id: int, name: str | None = None) -> list[Job]:
+    """Make the benchmarks of a version's variants, or of one of them, due now, measured or not; return these jobs.
+
+    One that runs goes on and is returned too. Raises NotFound where there is no such variant, Conflict where nothing is
+    measured: no worker of a kind that hosts have was there yet, or the recipe says not to.
+    """
+    rows = [get(tx, version_id, name)] if name is not None else listing(tx, version_id)
+    version = versions.lock(tx, version_id)
+    mine = _jobs([_id(row) for row in rows]).where(col(Job.stage) == Stage.BENCHMARK)
+    found = list(tx.scalars(mine.where(col(Job.key).endswith(f":{version.judgement}")).order_by(col(Job.id))))
+    if not found or version.status != VersionStatus.READY:
+        raise Conflict(
+            f"version {version.number} has no benchmarks to run again: they come when it is ready, its variants are "
+            "built, and a worker of a kind that hosts have is there (`weighbridge workers`)"
+        )
+    return [jobs.again(tx, _id(job), BENCHMARK_TRIES) for job in found]
 
 
 def _jobs(variant_ids: Collection[int]) -> Any:
@@ -197,7 +224,7 @@ def _judgement() -> Any:
     return literal(":") + cast(col(Version.judgement), String)
 
 
-def _id(row: Version | Variant) -> int:
+def _id(row: Version | Variant | Job) -> int:
     assert row.id is not None
     return row.id
 
@@ -310,7 +337,7 @@ def _insert_jobs(
                 part=part,
                 queue=queue,
                 needs=needs,
-                max_attempts=_BENCHMARK_TRIES if stage is Stage.BENCHMARK else 3,
+                max_attempts=BENCHMARK_TRIES if stage is Stage.BENCHMARK else 3,
             )
         )
     return [job for job in inserted if job is not None]

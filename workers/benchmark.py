@@ -1,7 +1,8 @@
 """The stage *benchmark*: how fast an artifact is on this machine, beside the original. No Celery, no SQL.
 
-Each runs in a fresh process, the original in two: what differs between those is no difference. A busy machine gives no
-fact: its rounds are measured again, and in the end the verdict is *noisy*. The original against itself is the A/A run.
+Each runs in a fresh process, the original in two: what differs between those is no difference. It ends within `limit`
+seconds with what this machine allows: beside other work the ratio to the original is a fact, with a wider interval, and
+absolute figures are marked. Without a ratio the verdict is *noisy*. The original against itself is the A/A run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +28,11 @@ from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.lifecycle import Verdict
 from weighbridge.registry.schemas import Benchmark
-from weighbridge.workers.benchmarking import contention, report, statistics
+from weighbridge.workers.benchmarking import contention, report
 from weighbridge.workers.benchmarking.children import Child, ChildFailed
 from weighbridge.workers.benchmarking.contention import Watch
 from weighbridge.workers.benchmarking.gpu import Gpu
+from weighbridge.workers.benchmarking.judgement import Judged
 from weighbridge.workers.benchmarking.machine import Alone, Machine
 from weighbridge.workers.benchmarking.measure import (
     AGAIN,
@@ -42,7 +44,7 @@ from weighbridge.workers.benchmarking.measure import (
     Result,
     Wish,
 )
-from weighbridge.workers.benchmarking.rounds import Course, Noisy
+from weighbridge.workers.benchmarking.rounds import FEWEST, Course, OutOfTime
 from weighbridge.workers.outcome import Outcome
 
 _ENCODINGS = {"torchao": "torchao"}
@@ -67,11 +69,12 @@ class BenchmarkTask:
     """On top of the one that a host serves in (eager, or onnxruntime). Compiling takes from seconds to minutes."""
     depth: Depth = "quick"
     seconds: float = 3.0
-    """To measure for, beside starting and loading; modes come on top, and slow programs take what five rounds take."""
+    """To measure for on a free machine, beside starting and loading; modes come on top, and slow programs and wide
+    intervals take more, up to `limit`."""
+    limit: float = 120.0
+    """Seconds after which it ends, with everything: waiting for the machine, starting, loading, giving way."""
     slo: float | None = None
     """Seconds that p99 of the server scenario must keep; None: measure.SLO_FACTOR times the original's p99."""
-    tries: int = 3
-    """Times that a busy machine is tried; before each, up to `seconds` are waited for it to become quiet."""
 
 
 @dataclass
@@ -84,12 +87,21 @@ class _Job:
     watch: Watch
     gpu: Gpu | None
     progress: Callable[[float], None]
+    started: float = field(default_factory=time.monotonic)
+    doing: str = "waiting for ordinary jobs of this machine to end"
     done: float = 0.0
     cold: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def left(self) -> float:
+        """Seconds until the bound."""
+        return self.started + self.task.limit - time.monotonic()
+
     def beat(self) -> None:
-        """Say that it goes on; raises what the caller's progress raises, which ends the stage."""
+        """Say that it goes on. Raises OutOfTime, and what the caller's progress raises, which ends the stage."""
         self.progress(self.done)
+        if self.left <= 0:
+            raise OutOfTime
 
 
 def benchmark(
@@ -120,6 +132,8 @@ def benchmark(
             return _measure(job, lease)
     except ChildFailed as failed:
         return _failed(failed)
+    except OutOfTime:
+        return _unmeasured(job, f"the {task.limit:g} s of a benchmark were over while {job.doing}")
     finally:
         if gpu is not None:
             gpu.close()
@@ -145,28 +159,34 @@ def _missing(job: _Job) -> str:
 
 
 def _measure(job: _Job, lease: Alone | None) -> Outcome:
-    """Try until the machine is quiet for long enough, `tries` times."""
-    started = time.monotonic()
     with ExitStack() as running:
+        job.doing = "starting and loading the programs"
         children = _start(job, running)
         course = Course(children, job.watch, lease, job.gpu, job.beat)
-        reason, result = "", Result()
-        for number in range(1, job.task.tries + 1):
-            job.done = 0.4 + 0.5 * (number - 1) / job.task.tries
-            job.beat()
-            measurement = Measurement(course, _wish(job), job.gpu)
-            try:
-                result = measurement.run()
-            except Noisy as noisy:
-                reason = f"try {number} of {job.task.tries}: {noisy}"
-                result = measurement.result
-                course.await_quiet(job.task.seconds if number < job.task.tries else 0)
-                continue
-            row = _row(job, course, result, started)
-            job.progress(1.0)
-            return Outcome.passed(_said(row), {"benchmark": row.model_dump(mode="json")})
-        row = _row(job, course, result, started).model_copy(update={"status": "invalid_noisy", "reason": reason})
-        return Outcome(Verdict.NOISY, reason, {"benchmark": row.model_dump(mode="json")})
+        result = Measurement(course, _wish(job), job.gpu).run()
+        if result.latency is None:
+            took, rounds = contention.taken(course.readings, course.limits), result.details.get("rounds", 0)
+            beside = f", beside other work: {took}" if took else ""
+            job.doing = f"{rounds} of at least {FEWEST} rounds were measured{beside}"
+            raise OutOfTime
+        row = _row(job, course, result, result.latency)
+        job.progress(1.0)
+        return Outcome.passed(_said(row), {"benchmark": row.model_dump(mode="json")})
+
+
+def _unmeasured(job: _Job, reason: str) -> Outcome:
+    """Nothing is known but that, and why."""
+    row = Benchmark(
+        artifact_digest=job.task.artifact,
+        kind=job.kind.kind,
+        hardware=job.kind.model_dump(),
+        status="invalid_noisy",
+        reason=reason,
+        environment={"seconds": round(time.monotonic() - job.started, 3), "limit": job.task.limit},
+        source=socket.gethostname(),
+        measured_at=datetime.now(UTC),
+    )
+    return Outcome(Verdict.NOISY, reason, {"benchmark": row.model_dump(mode="json")})
 
 
 def _start(job: _Job, running: ExitStack) -> dict[str, Child]:
@@ -215,6 +235,8 @@ def _wish(job: _Job) -> Wish:
         modes=[mode for mode in job.task.modes if mode != serving],
         depth=job.task.depth,
         seconds=job.task.seconds,
+        most=max(0.0, job.left),
+        threads=job.task.threads,
         slo=job.task.slo,
         fixed=cold["fixed"],
         memory=job.kind.memory_bytes,
@@ -225,52 +247,54 @@ def _candidate(job: _Job) -> str:
     return CANDIDATE if CANDIDATE in job.cold else AGAIN
 
 
-def _row(job: _Job, course: Course, result: Result, started: float) -> Benchmark:
-    """The measurement as the registry records it. Of a noisy one only what was measured before it was given up."""
-    single = next((row for row in result.rows if row.scenario == "single_stream"), None)
-    cold, found = job.cold[_candidate(job)], single.finding if single else ""
+def _row(job: _Job, course: Course, result: Result, latency: Judged) -> Benchmark:
+    """The measurement as the registry records it."""
+    single = next(row for row in result.rows if row.scenario == "single_stream")
+    headline = [row for row in result.rows if row.mode == single.mode and row.scenario in ("single_stream", "offline")]
+    cold, throughput = job.cold[_candidate(job)], result.throughput
     return Benchmark(
         artifact_digest=job.task.artifact,
         kind=job.kind.kind,
         hardware=job.kind.model_dump(),
         status="valid",
-        p50=single and single.p50,
-        p99=single and single.p99,
-        throughput=result.best or None,
+        p50=single.p50,
+        p99=single.p99,
+        throughput=result.best,
         memory=_memory(job, course, result),
         energy=result.energy,
         load_seconds=cold["load"] + cold["first"],
-        speedup=_hidden(result.latency, result.spread),
-        throughput_ratio=_hidden(result.throughput, result.spread),
-        spread=result.spread or None,
-        finding=found,
+        speedup=_shown(latency),
+        speedup_low=latency.compared.low,
+        speedup_high=latency.compared.high,
+        throughput_ratio=throughput and _shown(throughput),
+        throughput_low=throughput and throughput.compared.low,
+        throughput_high=throughput and throughput.compared.high,
+        spread=latency.spread,
+        finding=latency.finding,
+        contended=next((row.contended for row in headline if row.contended), ""),
         rows=result.rows,
-        environment=_environment(job, course, result) | {"seconds": round(time.monotonic() - started, 3)},
+        environment=_environment(job, course, result, latency),
         source=socket.gethostname(),
         measured_at=datetime.now(UTC),
     )
 
 
-def _hidden(compared: statistics.Comparison | None, spread: float) -> float | None:
-    """1.0 for what the spread hides."""
-    if compared is None:
-        return None
-    return 1.0 if statistics.finding(compared, spread) == "same" else compared.ratio
+def _shown(judged: Judged) -> float:
+    """1.0 for what the interval does not show."""
+    return 1.0 if judged.finding == "same" else judged.compared.ratio
 
 
 def _memory(job: _Job, course: Course, result: Result) -> int:
     """Peak bytes: on a GPU what torch's allocator took there, or the whole process as NVML sees it; else resident."""
-    child = course.children[_candidate(job)]
-    said = result.details.setdefault("memory", {}) or child.ask("memory")
+    said = result.details["memory"]
     if job.gpu is not None:
-        said["process"] = job.gpu.memory(child.pid)
+        said["process"] = job.gpu.memory(course.children[_candidate(job)].pid)
     return int(said.get("reserved") or said.get("process") or said["peak"])
 
 
-def _environment(job: _Job, course: Course, result: Result) -> dict[str, Any]:
+def _environment(job: _Job, course: Course, result: Result, latency: Judged) -> dict[str, Any]:
     distributions = ("torch", "torchao", "onnxruntime", "numpy", "weighbridge")
     versions = {name: metadata.version(name) for name in distributions if _installed(name)}
-    latency = result.latency
     return {
         "versions": versions | {"python": platform.python_version(), "kernel": platform.release()},
         "threads": job.task.threads,
@@ -278,10 +302,12 @@ def _environment(job: _Job, course: Course, result: Result) -> dict[str, Any]:
         "inputs": job.cold[_candidate(job)]["inputs"],
         "cold": {name: {part: cold[part] for part in ("load", "first")} for name, cold in job.cold.items()},
         "processor_mhz": _clocks(),
-        "speedup_interval": [latency.low, latency.high] if latency else None,
+        "latency": asdict(latency),
+        "throughput": result.throughput and asdict(result.throughput),
         "contention": contention.worst(course.readings),
-        "rounds_spoilt": len(course.reasons),
         "gave_way": course.gave_way,
+        "limit": job.task.limit,
+        "seconds": round(time.monotonic() - job.started, 3),
         "notes": result.notes,
         **result.details,
     }
@@ -302,14 +328,20 @@ def _clocks() -> list[float]:
 
 
 def _said(row: Benchmark) -> str:
-    ratio = "as fast as the original" if row.finding == "same" else f"{row.speedup:.2f} × the original's speed"
-    return f"p50 {row.p50:.3g} s, p99 {row.p99:.3g} s, {row.throughput:,.0f} rows a second, {ratio}"
+    interval = f"({row.speedup_low:.2f}–{row.speedup_high:.2f} × its speed)"
+    if row.finding == "same":
+        ratio = f"no difference from the original is shown {interval}"
+    else:
+        ratio = f"{row.speedup:.2f} × the original's speed {interval}"
+    if row.contended:
+        return f"{ratio}, measured beside other work: {row.contended}"
+    return f"{ratio}; p50 {row.p50:.3g} s, p99 {row.p99:.3g} s, {row.throughput:,.0f} rows a second"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure an artifact of local blobs: `python -m weighbridge.workers.benchmark ARTIFACT --blobs FOLDER`.
 
-    Ends with 0 when it was measured, 3 when the machine was too busy, 1 when it cannot be measured.
+    Ends with 0 when it was measured, 3 when its time was over before, 1 when it cannot be measured.
     """
     from weighbridge.storage.blobs import Blobs
     from weighbridge.storage.urls import open_store
@@ -327,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         depth="full" if args.full else "quick",
         seconds=args.seconds,
         slo=args.slo,
-        tries=args.tries,
+        limit=args.limit,
     )
     outcome = benchmark(task, cache=lambda digest: args.blobs / blobs.key(digest), machine=Machine(args.machine))
     rows = [Benchmark.model_validate(outcome.facts["benchmark"])] if "benchmark" in outcome.facts else []
@@ -351,7 +383,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=BenchmarkTask.seconds, help="to measure for, beside loading")
     parser.add_argument("--full", action="store_true", help="sweep more batches, callers and rates")
     parser.add_argument("--slo", type=float, help="seconds that p99 must keep in the server scenario")
-    parser.add_argument("--tries", type=int, default=BenchmarkTask.tries, help="times that a busy machine is tried")
+    parser.add_argument(
+        "--limit", type=float, default=BenchmarkTask.limit, help="seconds until it ends, with everything"
+    )
     parser.add_argument("--machine", type=Path, help="folder of the machine's lease, shared with its workers")
     parser.add_argument("--json", type=Path, help="write what `weighbridge benchmark import` reads")
     return parser.parse_args(argv)

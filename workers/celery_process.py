@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _VARIANT_WORK = frozenset({"variants", "gpu"})
-NICE = 10
-"""Of what builds and measures variants: a new checkpoint and the hosts of this machine go first."""
 _ACK_SECONDS = 1.0
 _PATIENCE = 0.5
 """Seconds between two tries of a broker or database that is away."""
@@ -128,7 +126,6 @@ class _Process:
             capable=capable(self._hardware),
         )
         if self._hardware is not None:
-            os.nice(settings.worker_settings.niceness)
             self._presence = Presence(db, self._owner, self._queues, self._hardware)
             self._presence.start()
 

@@ -27,11 +27,16 @@ class WorkerSettings(BaseModel):
         default=10,
         ge=0,
         le=19,
-        description="Niceness of the processes that work on variants, so that what serves beside them comes first; "
+        description="Niceness at which variants are built and compared, so that what serves beside them comes first; "
         "beside other busy programs they get about a tenth of a processor. 0 where nobody is served.",
     )
     benchmark_seconds: float = Field(
-        default=4.0, gt=0, description="Time that one benchmark measures for, beside loading (s)."
+        default=4.0, gt=0, description="Time that one benchmark measures for on a free machine, beside loading (s)."
+    )
+    benchmark_limit: float = Field(
+        default=120.0,
+        gt=0,
+        description="Time after which a benchmark ends on any machine, with loading and giving way to other jobs (s).",
     )
     machine: Path | None = Field(
         default=None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -11,13 +14,14 @@ from sqlmodel import col, select
 
 from weighbridge.engines.manifest import Manifest
 from weighbridge.registry import artifacts, benchmarks, jobs, schemas, variants, versions
-from weighbridge.registry.db import Database, Session
+from weighbridge.registry.db import Database, Session, clock
 from weighbridge.registry.jobs import Claim
-from weighbridge.registry.lifecycle import Stage, Verdict
+from weighbridge.registry.lifecycle import Stage
 from weighbridge.registry.models import Job, Model, Variant, Version
-from weighbridge.registry.recipe import Policy, Recipe, VariantWish, policy_for
+from weighbridge.registry.recipe import Objective, Policy, Recipe, VariantWish, policy_for
 from weighbridge.storage.blobs import Blobs
 from weighbridge.workers.benchmark import BenchmarkTask, benchmark
+from weighbridge.workers.benchmarking.judgement import WIDE
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
 from weighbridge.workers.compress import CompressTask, assemble, compress
@@ -27,8 +31,8 @@ from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.settings import WorkerSettings
 
-NOISY_PAUSE, LONGEST_PAUSE = 10.0, 600.0
-"""Seconds until a benchmark that a busy machine spoilt is run again; doubled each time, to the longest."""
+PAUSES = (60.0, 300.0, 1800.0)
+"""Seconds until what a busy machine could not show is measured again, by itself: so often, and then when asked to."""
 _FACTORY = "factory:"
 
 
@@ -85,23 +89,29 @@ class VariantStages:
 
     def _compress(self, subject: Subject, part: str, heartbeat: Heartbeat) -> Outcome:
         with self._machine.working(heartbeat.check):
-            return compress(
-                replace(self._task(subject), part=part),
-                blobs=self._blobs,
-                cache=self._cache.path,
-                scratch=self._settings.cache,
-                progress=heartbeat.progress,
+            return _nicely(
+                self._settings.niceness,
+                lambda: compress(
+                    replace(self._task(subject), part=part),
+                    blobs=self._blobs,
+                    cache=self._cache.path,
+                    scratch=self._settings.cache,
+                    progress=heartbeat.progress,
+                ),
             )
 
     def _assemble(self, subject: Subject, parts: list[Mapping[str, Any]], heartbeat: Heartbeat) -> Outcome:
         with self._machine.working(heartbeat.check):
-            return assemble(
-                self._task(subject),
-                parts,
-                blobs=self._blobs,
-                cache=self._cache.path,
-                scratch=self._settings.cache,
-                progress=heartbeat.progress,
+            return _nicely(
+                self._settings.niceness,
+                lambda: assemble(
+                    self._task(subject),
+                    parts,
+                    blobs=self._blobs,
+                    cache=self._cache.path,
+                    scratch=self._settings.cache,
+                    progress=heartbeat.progress,
+                ),
             )
 
     def _task(self, subject: Subject) -> CompressTask:
@@ -130,7 +140,9 @@ class VariantStages:
             threads=self._settings.threads,
         )
         with self._machine.working(heartbeat.check):
-            return compare(task, cache=self._cache.path, progress=heartbeat.progress)
+            return _nicely(
+                self._settings.niceness, lambda: compare(task, cache=self._cache.path, progress=heartbeat.progress)
+            )
 
     def _benchmark(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
         assert subject.variant.artifact_digest is not None, "a benchmark follows a verdict of ready"
@@ -144,6 +156,7 @@ class VariantStages:
             factories=factories_for(subject.model, self._policies),
             dataset=self._datasets.evaluation(subject.version),
             seconds=self._settings.benchmark_seconds,
+            limit=self._settings.benchmark_limit,
         )
         return benchmark(task, cache=self._cache.path, progress=heartbeat.progress, machine=self._machine)
 
@@ -152,6 +165,16 @@ class VariantStages:
         manifest = Manifest.model_validate_json(self._cache.path(artifact).read_bytes())
         for digest in manifest.blobs():
             self._cache.path(digest)
+
+
+def _nicely(niceness: int, work: Callable[[], Outcome]) -> Outcome:
+    """Do it at low priority, in a thread of its own: on Linux that is a thread's, and there is no way back up.
+
+    Benchmarks are not run so: at a tenth of a busy processor one took half a minute to start, and hosts do not serve
+    at that priority either.
+    """
+    with ThreadPoolExecutor(1, "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, niceness)) as pool:
+        return pool.submit(work).result()
 
 
 def factories_for(model: str, policies: tuple[Policy, ...]) -> tuple[str, ...]:
@@ -164,19 +187,53 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     """Write what a stage found of a variant and finish its job, all or nothing. Raises FencedOut."""
     version, variant = variants.lock(tx, claim.subject_id)
     facts = dict(outcome.facts)
-    if claim.stage is Stage.BENCHMARK:
-        if seen := facts.get("benchmark"):
-            wire = schemas.Benchmark.model_validate(seen)
-            benchmarks.record(tx, variant, wire, source=claim.owner, actor=f"job:{claim.job_id}")
-        if outcome.verdict is Verdict.NOISY:
-            pause = min(NOISY_PAUSE * 2 ** (claim.attempt - 1), LONGEST_PAUSE)
-            jobs.retry(tx, claim, outcome.reason, pause)
+    if claim.stage is Stage.BENCHMARK and (seen := facts.get("benchmark")):
+        measured = schemas.Benchmark.model_validate(seen)
+        if not _recorded(tx, claim, version, variant, measured):
             return
     shard = facts.pop("shard", None)
     if shard is None:
         _record_variant(tx, version, variant, facts, outcome)
     said = {"verdict": outcome.verdict, "reason": outcome.reason}
     jobs.finish(tx, claim, outcome.verdict, outcome.reason, said if shard is None else {**said, "shard": shard})
+
+
+def _recorded(tx: Session, claim: Claim, version: Version, variant: Variant, measured: schemas.Benchmark) -> bool:
+    """Keep a measurement; False: the job is queued again, for what the machine was too busy to show."""
+    missing = unshown(measured, variants.wishes(tx, version).objective)
+    tries = tx.get_one(Job, claim.job_id).max_attempts - claim.attempt
+    pause = PAUSES[-min(tries, len(PAUSES))] if missing and tries > 0 else None
+    if missing:
+        asked = (
+            f"weighbridge benchmark retry {tx.get_one(Model, version.model_id).name} {version.number} {variant.name}"
+        )
+        when = "not tried again by itself" if pause is None else f"next try {_moment(clock(tx) + pause)}"
+        measured = measured.model_copy(update={"reason": f"{missing}; {when}, or now: `{asked}`"})
+    benchmarks.record(tx, variant, measured, source=claim.owner, actor=f"job:{claim.job_id}")
+    if pause is not None:
+        jobs.retry(tx, claim, measured.reason, pause)
+    return pause is None
+
+
+def unshown(measured: schemas.Benchmark, objective: Objective) -> str:
+    """What of the recipe's wishes this measurement cannot decide, in words; empty where it decides all."""
+    if measured.status != "valid":
+        return measured.reason
+    limits = [name for name in ("max_p99", "min_throughput") if getattr(objective, name) is not None]
+    if limits and measured.contended:
+        return f"{' and '.join(limits)} cannot be judged beside other work ({measured.contended})"
+    ends = {
+        "latency": (measured.speedup_low, measured.speedup_high),
+        "throughput": (measured.throughput_low, measured.throughput_high),
+    }
+    low, high = ends.get(objective.best, (None, None))
+    if low is not None and high is not None and low <= 1 <= high and high / low > (1 + WIDE) ** 2:
+        return f'{low:.2f}–{high:.2f} × the original\'s {objective.best} is too wide to say more than "same"'
+    return ""
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S UTC")
 
 
 _ROWS = ("blobs", "tensors", "artifact_digest", "size", "benchmark", "evidence")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from sqlmodel import col, select
 
-from weighbridge.registry import benchmarks, placement, schemas, variants, versions, workers_seen
+from weighbridge.registry import benchmarks, events, placement, schemas, variants, versions, workers_seen
 from weighbridge.registry.api import views
 from weighbridge.registry.api.auth import Approver, Reader
 from weighbridge.registry.api.context import Ctx, Name, Selector
@@ -43,6 +43,25 @@ def list_choices(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[s
         kinds = {str(device.get("kind") or "") for device in hosts}
         kinds |= {*workers_seen.kinds(tx), *benchmarks.facts(tx, version.id or 0)}
         return list(placement.choices(tx, version, kinds).values())
+
+
+@router.post("/models/{model}/versions/{selector}/benchmarks/retry")
+def retry_benchmarks(
+    ctx: Ctx, who: Approver, model: Name, selector: Selector, variant: str | None = None
+) -> list[schemas.Job]:
+    """Measure the version's variants, or one of them, again on every kind of device; the jobs that do it.
+
+    404 for another variant, 409 where nothing of it is measured.
+    """
+    with ctx.change("jobs") as tx:
+        version = versions.get(tx, model, selector)
+        found = variants.measure_again(tx, version.id or 0, variant)
+        for job in found:
+            events.record(
+                tx, "variant.remeasured", model=model, version=version.number,
+                subject=f"variant:{job.subject_id}", actor=who.name, after={"kind": job.part},
+            )  # fmt: skip
+        return [schemas.Job(**views.fields(job)) for job in found]
 
 
 @router.post("/benchmarks", status_code=201)

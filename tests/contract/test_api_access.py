@@ -35,6 +35,7 @@ ROUTES: dict[tuple[str, str], set[str]] = {
     ("GET", "/v1/models/{model}/versions/{selector}/variants/{name}/tensors"): READ,
     ("GET", "/v1/models/{model}/versions/{selector}/benchmarks"): READ,
     ("GET", "/v1/models/{model}/versions/{selector}/choices"): READ,
+    ("POST", "/v1/models/{model}/versions/{selector}/benchmarks/retry"): APPROVE,
     ("POST", "/v1/benchmarks"): APPROVE,
     ("GET", "/v1/workers"): READ,
     ("POST", "/v1/models/{model}/versions/{selector}/rejudge"): PUBLISH,

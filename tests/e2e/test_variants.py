@@ -16,6 +16,7 @@ from fixtures.digits import Digits
 from fixtures.house import House
 from safetensors.numpy import save
 
+from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.schemas import Benchmark, Variant
 
 pytestmark = pytest.mark.slow
@@ -53,13 +54,13 @@ def variants(house: House) -> dict[str, Variant]:
     return {variant.name: variant for variant in house.version().variants}
 
 
-def measure(house: House, name: str, milliseconds: float, *, kind: str = KIND) -> None:
-    """Import what another machine of this kind measured; its latency is all that differs."""
+def measure(house: House, name: str, milliseconds: float, *, kind: str = KIND, **said: Any) -> None:
+    """Import what another machine of this kind measured; its latency is all that differs, and what is `said`."""
     artifact = variants(house)[name].artifact_digest
     assert artifact is not None
     p50 = milliseconds / 1e3
     speeds = {"p50": p50, "p99": 1.5 * p50, "throughput": 1 / p50, "memory": 100 << 20, "spread": 0.02}
-    house.client.import_benchmark(Benchmark(artifact_digest=artifact, kind=kind, status="valid", **speeds))
+    house.client.import_benchmark(Benchmark(artifact_digest=artifact, kind=kind, status="valid", **speeds, **said))
     house.settle()
 
 
@@ -119,6 +120,26 @@ def test_hosts_get_the_variant_that_measured_best_on_their_kind(shop: House, dig
         "right": "bf16",
         "stranger": "int8-rows",
     }
+
+
+def test_a_ratio_measured_beside_other_work_moves_the_fleet(shop: House) -> None:
+    """The choice says what it goes by, and what took the machine; who asks for another try is told what is missing."""
+    beside = {"contended": "other processes took 48% of the processors"}
+    for name, ratio in (("original", (0.9, 1.0, 1.12)), ("int8-rows", (0.7, 1.0, 1.4)), ("bf16", (3.1, 3.5, 4.0))):
+        low, speedup, high = ratio
+        finding = {"finding": "faster" if low > 1 else "same", "speedup_low": low, "speedup_high": high}
+        measure(shop, name, 1.0, speedup=speedup, **finding, **beside)
+    assert {held[1] for held in shop.held().values()} == {"bf16"}
+    (choice,) = (choice for choice in shop.client.choices("digits") if choice.kind == KIND)
+    assert choice.reason.startswith(
+        "3.5 × faster than the original (3.10–4.00 × its speed), measured beside other work"
+    )
+    (row,) = (row for row in shop.client.benchmarks("digits") if row.variant == "bf16")
+    assert (row.speedup, row.speedup_low, row.speedup_high, row.contended) == (3.5, 3.1, 4.0, beside["contended"])
+    with pytest.raises(Conflict, match="version 1 has no benchmarks to run again"):
+        shop.client.retry_benchmarks("digits")
+    with pytest.raises(NotFound, match="variant fp16"):
+        shop.client.retry_benchmarks("digits", 1, "fp16")
 
 
 def test_a_better_variant_that_no_host_can_load_goes_back(shop: House) -> None:

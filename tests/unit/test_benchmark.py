@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from fixtures.engines import LocalBlobs, make_checkpoint
 
 from weighbridge.engines.manifest import Manifest
 from weighbridge.workers import benchmark as stage
+from weighbridge.workers import variant_stages
 from weighbridge.workers.benchmark import BenchmarkTask, benchmark
 from weighbridge.workers.benchmarking import scenarios
 from weighbridge.workers.benchmarking.children import Child, ChildFailed
@@ -75,6 +78,14 @@ def test_a_failure_is_the_artifacts_or_nobodys(failed: ChildFailed, verdict: str
     assert reason in outcome.reason
 
 
+def test_building_yields_the_processor_and_measuring_does_not() -> None:
+    """A low priority is a thread's: what starts from here afterwards, the measured processes too, has ours."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert variant_stages._nicely(11, lambda: os.getpriority(os.PRIO_PROCESS, 0)) == 11  # type: ignore
+    started = subprocess.run([sys.executable, "-c", "import os; print(os.nice(0))"], capture_output=True, check=True)
+    assert (os.getpriority(os.PRIO_PROCESS, 0), int(started.stdout)) == (ours, ours)
+
+
 def test_a_process_that_ends_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line that it wrote, or the signal and what that usually means."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -85,7 +96,9 @@ def test_a_process_that_ends_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_waiting_callers_wait_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """With four callers a request takes four times as long as it runs, and the throughput stays."""
-    monkeypatch.setattr(scenarios, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    monkeypatch.setattr(
+        scenarios, "time", SimpleNamespace(perf_counter=itertools.count().__next__, process_time=lambda: 0.5)
+    )
     samples = scenarios.closed(lambda _: None, [{}, {}], seconds=0, least=10, callers=4)
     assert samples.latencies == [1, 2, 3] + [4] * 37
     assert samples.seconds == 40

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from weighbridge.cli import fleet, rollouts
-from weighbridge.registry.schemas import AssignmentView, Host, ObservedModel, ObservedSlot
+from weighbridge.cli import fleet, rollouts, variants
+from weighbridge.registry.schemas import AssignmentView, Host, ObservedModel, ObservedSlot, VariantBenchmark
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,21 @@ def test_a_host_says_what_it_is_and_which_variant_it_serves() -> None:
     assert fleet.serves(host) == "digits: 3 as int8 live, 2 standby"
     assert fleet.hardware(host) == "4 × Xeon"
     assert fleet.hardware(host.model_copy(update={"device": {"kind": "", "device": "cuda:1"}})) == "cuda:1"
+
+
+def test_a_speed_says_its_interval_and_what_it_was_measured_beside() -> None:
+    """Absolute figures of a busy machine bear a star; what is not shown yet says how to ask for it; rows of old have no
+    interval."""
+    figures = {"p50": 0.18e-3, "p99": 0.2e-3, "throughput": 5000.0, "memory": 1000, "speedup": 3.5, "finding": "faster"}
+    said = {"artifact_digest": "a" * 64, "kind": "c" * 16, "status": "valid", **figures}
+    new = VariantBenchmark.model_validate(
+        {**said, "variant": "onnx", "speedup_low": 3.1, "speedup_high": 4, "contended": "hogs", "reason": "ask again"}
+    )
+    old = VariantBenchmark.model_validate({**said, "variant": "bf16"})
+    rows = list(variants._speeds([new, old]))
+    assert [row[1:5] for row in rows] == [
+        ("0.180*", "0.200*", "3.50 (3.10–4.00)", "5,000*"),
+        ("0.180", "0.200", "3.50", "5,000"),
+    ]
+    assert (variants._beside([new, old]), variants._beside([old])) == ("hogs", "")
+    assert list(variants._unshown([new, old, new.model_copy(update={"reason": "older"})])) == [("onnx", "ask again")]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.report import NAMES, THEN, subject
+from fixtures.report import BESIDE, NAMES, THEN, subject
 
 import weighbridge.report
 from weighbridge.cli import main, session
@@ -57,6 +57,16 @@ def test_a_noisy_measurement_is_in_no_picture(whole: str) -> None:
     for drawn in re.findall(r"<svg.*?</svg>", whole, re.DOTALL):
         if 'id="kind' in drawn[:200] or "kind0-" in drawn[:400]:
             assert "int2-groups" not in drawn
+
+
+def test_what_was_measured_beside_other_work_is_marked(whole: str) -> None:
+    """Its ratio stands with the interval, what took the machine beside it; its latencies bear a star everywhere."""
+    said = text_of(whole)
+    assert "1.42 × (1.35–1.51)" in said
+    assert BESIDE in said
+    assert re.search(r"prune-channels [\d.]+ ms \* [\d.]+ ms \* 1\.42 ×", said)
+    assert "prune-channels *" in whole
+    assert "* measured beside other work: such figures are no facts" in said
 
 
 def test_the_page_runs_nothing_and_calls_nobody(whole: str) -> None:

@@ -10,9 +10,10 @@ import typer
 
 from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed, needs
+from weighbridge.cli.versions import ModelName, Selector
 
 PANEL = "Models"
-app = typer.Typer(no_args_is_help=True, help="Measure a variant by hand, or record what was measured elsewhere.")
+app = typer.Typer(no_args_is_help=True, help="Measure a variant by hand, again, or record what was measured elsewhere.")
 
 
 def register(parent: typer.Typer) -> None:
@@ -32,13 +33,18 @@ def run(
     mode: Annotated[
         list[str] | None, typer.Option(help="Besides the one that hosts serve in: compiled, cuda_graph; repeatable.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="To measure for, beside loading (s).")] = 4.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="To measure for on a free machine, beside loading (s).")
+    ] = 4.0,
+    limit: Annotated[float, typer.Option(min=1, help="Until it ends, whatever happens (s).")] = 120.0,
     full: Annotated[bool, typer.Option("--full", help="Sweep more batches, callers and rates.")] = False,
     json: session.Json = False,
 ) -> None:
     """Measure an artifact on this machine: no registry, no Celery, no database.
 
-    Ends with 1 where it cannot be measured, or the machine was too busy to believe it.
+    Beside other work the ratio to the original is measured all the same; what needs a free machine is marked.
+
+    Ends with 1 where it cannot be measured, or not within the limit.
 
     Example: weighbridge benchmark run DIGEST --against ORIGINAL --blobs ./blobs-of-it --device cuda --json > out.json
     """
@@ -59,6 +65,7 @@ def run(
         modes=tuple(mode or ()),  # type: ignore[arg-type]  # the stage names a mode that it does not know
         depth="full" if full else "quick",
         seconds=seconds,
+        limit=limit,
     )
     kept = Blobs(open_store(blobs.resolve().as_uri()))
     outcome = benchmark(task, cache=lambda digest: blobs / kept.key(digest), machine=Machine())
@@ -69,6 +76,27 @@ def run(
         report.show(measured)
     output.note(f"{outcome.verdict}: {outcome.reason}")
     raise typer.Exit(Exit.OK if outcome.verdict == "passed" else Exit.FAILED)
+
+
+@app.command("retry")
+def retry(
+    context: typer.Context,
+    model: ModelName,
+    version: Selector = "latest",
+    variant: Annotated[str | None, typer.Argument(help="Only this variant; else all of them.")] = None,
+    json: session.Json = False,
+) -> None:
+    """Have a version's variants measured again by the workers, now: what a busy machine could not show.
+
+    Example: weighbridge benchmark retry digits champion onnx
+    """
+    with session.of(context).client() as client:
+        found = client.retry_benchmarks(model, version, variant)
+    if json:
+        output.emit(found)
+        return
+    rows = ((job.id, job.part, job.state, f"{job.attempt} of {job.max_attempts}") for job in found)
+    output.table(("job", "kind", "state", "tries"), rows, title="Measured again")
 
 
 @app.command("import")

@@ -88,6 +88,11 @@ def _show(v: VersionDetail, measured: Sequence[VariantBenchmark], choices: Seque
         output.console().print()
         columns = ("variant", "p50 ms", "p99 ms", "latency ×", "rows/s", "throughput ×", "memory", "hardware")
         output.table(columns, rows, title="Measured")
+    if busy := _beside(measured):
+        output.line(f"* measured beside other work ({busy}): only the ratios and the memory are facts")
+    if open_ := list(_unshown(measured)):
+        output.console().print()
+        output.table(("variant", "what could not be shown"), open_, title="Open")
     if choices:
         output.console().print()
         rows = [(c.label or c.kind or "every other kind", c.variant, c.reason) for c in choices]
@@ -103,17 +108,34 @@ def _speeds(measured: Sequence[VariantBenchmark]) -> Iterator[tuple[Any, ...]]:
         if m.status != "valid" or (m.variant, m.kind) in seen:
             continue
         seen.add((m.variant, m.kind))
+        mark = "*" if m.contended else ""
         faster = "same" if m.finding == "same" else _round(m.speedup, 2)
         yield (
             m.variant,
-            _round(m.p50, 3, 1e3),
-            _round(m.p99, 3, 1e3),
-            faster,
-            _round(m.throughput, 0),
-            _round(m.throughput_ratio, 2),
+            _round(m.p50, 3, 1e3) + mark,
+            _round(m.p99, 3, 1e3) + mark,
+            faster + _interval(m.speedup_low, m.speedup_high),
+            _round(m.throughput, 0) + mark,
+            _round(m.throughput_ratio, 2) + _interval(m.throughput_low, m.throughput_high),
             output.size(m.memory),
             m.hardware.get("label", m.kind),
         )
+
+
+def _beside(measured: Sequence[VariantBenchmark]) -> str:
+    """What took the machine from the newest fact that is marked; empty where none is."""
+    facts = {(m.variant, m.kind): m for m in reversed(measured) if m.status == "valid"}
+    return next((m.contended for m in facts.values() if m.contended), "")
+
+
+def _unshown(measured: Sequence[VariantBenchmark]) -> Iterator[tuple[str, str]]:
+    """Of the newest try of each variant and kind: why, when the next one is, and how to ask for it."""
+    newest = {(m.variant, m.kind): m for m in reversed(measured)}
+    yield from ((m.variant, m.reason) for m in newest.values() if m.reason)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
 
 
 def _share(variant: Variant, original: int) -> str:

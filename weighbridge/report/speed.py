@@ -49,7 +49,7 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
             # A bound is twenty to the decade: what lies below the first one is above the bound before it.
             xs, ys = [xs[0] / 10 ** (1 / 20), *xs], [0.0, *ys]
             look = styles[variant]
-            axes.step(xs, ys, where="post", color=look.color, linestyle=look.dash, label=words.short(variant),
+            axes.step(xs, ys, where="post", color=look.color, linestyle=look.dash, label=_named(device, variant),
                       linewidth=2.2 if variant == ORIGINAL else 1.5)  # fmt: skip
         axes.set_xscale("log")
         _log(axes.xaxis, words.round_time)
@@ -63,6 +63,7 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
     description = (
         f"Cumulative distribution of the latency of {len(rows)} variants on {device.label}. The lowest median has "
         f"{words.short(fastest)} with {words.time(rows[fastest].p50)}. The table below has the percentiles."
+        f"{_beside(device)}"
     )
     return picture.draw(f"{name}-latency", "Latency distributions", description, (8.6, 3.8), paint)
 
@@ -76,7 +77,8 @@ def ratios(name: str, device: Device, styles: Styles) -> Picture | None:
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         latency = {v: (_ratio(one), _interval(one)) for v, one in others.items()}
-        throughput = {v: (one.throughput_ratio, None) for v, one in others.items()}
+        ends = {v: _ends(one.throughput_low, one.throughput_high) for v, one in others.items()}
+        throughput = {v: (one.throughput_ratio, ends[v]) for v, one in others.items()}
         for axes, title, seen in ((left, "latency (p50)", latency), (right, "throughput (best batch)", throughput)):
             _bars(axes, others, seen, styles)
             axes.set_title(f"{title}: × the original's", color=INK)
@@ -100,8 +102,13 @@ def _ratio(one: VariantBenchmark) -> float | None:
 
 
 def _interval(one: VariantBenchmark) -> tuple[float, float] | None:
-    found = one.environment.get("speedup_interval")
-    return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+    found = one.environment.get("speedup_interval")  # in rows of old
+    old = (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+    return _ends(one.speedup_low, one.speedup_high) or old
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
 def _bars(
@@ -124,7 +131,7 @@ def _bars(
         if interval is not None:
             axes.plot(interval, [place, place], color=INK, linewidth=1, zorder=3)
         ends += [ratio, *(interval or ())]
-        same = abs(ratio - 1) <= spread if interval is None else one.finding == "same"
+        same = abs(ratio - 1) <= spread if interval is None else _same(one, interval)
         end = max([ratio, 1 + spread, *(interval or ())])
         axes.annotate("same" if same else words.times(ratio), (end, place), (4, 0), textcoords="offset points",
                       va="center", fontsize=8, color=INK)  # fmt: skip
@@ -134,6 +141,11 @@ def _bars(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _same(one: VariantBenchmark, interval: tuple[float, float]) -> bool:
+    """Rows of old have the spread beside their interval, not in it."""
+    return interval[0] <= 1 <= interval[1] if one.speedup_low is not None else one.finding == "same"
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -155,11 +167,11 @@ def sweeps(name: str, device: Device, styles: Styles) -> Picture | None:
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         for variant, rows in batches.items():
-            _line(left, variant, [(row.batch, row.throughput) for row in rows], styles)
+            _line(left, variant, [(row.batch, row.throughput) for row in rows], styles, _named(device, variant))
         _roof(left, batches.get(ORIGINAL, []))
         _axes(left, "rows a request (batch)", "rows a second", lambda x: f"{x:,.0f}", _thousands)
         for variant, rows in callers.items():
-            _line(right, variant, [(row.throughput, row.p99) for row in rows], styles)
+            _line(right, variant, [(row.throughput, row.p99) for row in rows], styles, _named(device, variant))
         _axes(right, "rows a second, with more and more callers", "p99 latency", _thousands, words.round_time)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -167,7 +179,7 @@ def sweeps(name: str, device: Device, styles: Styles) -> Picture | None:
     description = (
         f"Left: rows a second against the batch on {device.label}, for {len(batches)} variants; dotted is what the "
         "original's batch of one would give if larger batches cost nothing, and the most that it reached. Right: p99 "
-        "against rows a second with more and more callers. The tables below have the numbers."
+        f"against rows a second with more and more callers. The tables below have the numbers.{_beside(device)}"
     )
     tall = 3.9 + 0.2 * ((len(batches) + 4) // 4)
     return picture.draw(f"{name}-sweep", "Throughput against batch and load", description, (8.6, tall), paint)
@@ -177,13 +189,23 @@ def _sorted(one: VariantBenchmark, scenario: str) -> list[BenchmarkRow]:
     return sorted(serving_rows(one, scenario), key=lambda row: (row.batch, row.concurrency))
 
 
-def _line(axes: Axes, variant: str, places: Sequence[tuple[float, float]], styles: Styles) -> None:
+def _named(device: Device, variant: str) -> str:
+    """With a star where its figures were measured beside other work."""
+    return words.short(variant, 26) + (" *" if device.facts[variant].contended else "")
+
+
+def _beside(device: Device) -> str:
+    busy = any(one.contended for one in device.facts.values())
+    return " * measured beside other work: such figures are no facts, only ratios are." if busy else ""
+
+
+def _line(axes: Axes, variant: str, places: Sequence[tuple[float, float]], styles: Styles, label: str) -> None:
     look = styles[variant]
     size = 9 if variant == ORIGINAL else 4.5
     seen = [place for place in places if min(place) > 0]
     xs, ys = zip(*seen, strict=True) if seen else ((), ())
     axes.plot(xs, ys, color=look.color, linestyle=look.dash, marker=look.marker, markersize=size,
-              label=words.short(variant, 26), linewidth=1.3)  # fmt: skip
+              label=label, linewidth=1.3)  # fmt: skip
 
 
 def _roof(axes: Axes, rows: Sequence[BenchmarkRow]) -> None:

@@ -86,21 +86,28 @@ def speeds(device: Device) -> Table:
     rows = (
         (
             variant,
-            words.time(one.p50),
-            words.time(one.p99),
-            "same" if one.finding == "same" else words.times(one.speedup),
-            words.rate(one.throughput),
-            words.times(one.throughput_ratio),
+            _marked(words.time(one.p50), one.contended),
+            _marked(words.time(one.p99), one.contended),
+            ("same" if one.finding == "same" else words.times(one.speedup))
+            + words.interval(one.speedup_low, one.speedup_high),
+            _marked(words.rate(one.throughput), one.contended),
+            words.times(one.throughput_ratio) + words.interval(one.throughput_low, one.throughput_high),
             words.size(one.memory),
             words.time(one.load_seconds),
             NOTHING if one.energy is None else f"{1e3 * one.energy:.3g} mJ",
             words.percent(one.spread),
+            one.contended or NOTHING,
             one.finding or NOTHING,
         )
         for variant, one in device.facts.items()
     )
     columns = "variant | p50# | p99# | latency ×# | rows/s# | throughput ×# | memory# | load# | energy/row# | spread# |"
-    return _table("Measured, each beside the original in one run", f"{columns} finding!", rows)
+    caption = "Measured, each beside the original in one run. * beside other work: only ratios and memory are facts"
+    return _table(caption, f"{columns} beside | finding!", rows)
+
+
+def _marked(figure: str, contended: str) -> str:
+    return f"{figure} *" if contended and figure != NOTHING else figure
 
 
 def percentiles(device: Device) -> Table:
@@ -123,10 +130,10 @@ def every_row(device: Device) -> Table:
             str(row.batch),
             str(row.concurrency),
             NOTHING if row.rate is None else words.rate(row.rate),
-            words.time(row.p50),
-            words.time(row.p99),
-            words.rate(row.throughput),
-            words.times(row.ratio),
+            _marked(words.time(row.p50), row.contended),
+            _marked(words.time(row.p99), row.contended),
+            _marked(words.rate(row.throughput), row.contended),
+            words.times(row.ratio) + words.interval(row.low, row.high),
             row.finding or NOTHING,
         )
         for variant, one in device.facts.items()
@@ -151,7 +158,7 @@ def spoilt(measured: Sequence[VariantBenchmark]) -> Table:
         for one in measured
     )
     columns = "variant | hardware | status! | why | when"
-    return _table("Measured on a busy machine: no facts, and in no picture", columns, rows)
+    return _table("Not measured: the machine was too busy to compare anything; in no picture", columns, rows)
 
 
 def choices(subject: Subject) -> Table:
@@ -229,5 +236,6 @@ def _contention(seen: Mapping[str, object]) -> str:
 
 
 def notes(device: Device) -> list[str]:
-    """What a measurement left out, and why."""
-    return [f"{variant}: {note}" for variant, one in device.facts.items() for note in one.environment.get("notes", ())]
+    """What a measurement left out, or could not show, and why."""
+    said = {variant: [*one.environment.get("notes", ()), one.reason] for variant, one in device.facts.items()}
+    return [f"{variant}: {note}" for variant, notes in said.items() for note in notes if note]

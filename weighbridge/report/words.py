@@ -56,6 +56,11 @@ def rate(value: float | None) -> str:
     return NOTHING if value is None else f"{_digits(value)}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """What stands behind a ratio; nothing where it is not known."""
+    return "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
+
+
 def times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f} ×"
 

@@ -1,13 +1,14 @@
-"""What else ran on the machine while a round was measured, and whether it spoils the round."""
+"""What else ran on the machine while something was measured: kept beside every round, and said of absolute figures."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from weighbridge.workers.benchmarking.gpu import Gpu
 
@@ -18,7 +19,7 @@ _TICKS = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """A round beyond any of these is measured again. Shares, but for `switches`."""
+    """A round beyond any of these was measured beside other work. Shares, but for `switches`."""
 
     others: float = 0.20
     """Of the processors that we may use, taken by other processes. A whole `weighbridge up` at rest takes a twentieth
@@ -35,9 +36,7 @@ class Limits:
     gpu_processes: int = 0
     """Other processes with a context on the device."""
     disturbed: float = 0.25
-    """Of the rounds: beyond this the machine is busy, and picking the quiet ones would be picking results."""
-    spread: float = 0.25
-    """Of the A/A run: beyond this something disturbs that nothing here sees, and hardly any difference could show."""
+    """Of the rounds: beyond this the whole measurement was. A median does not feel fewer."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Reading:
 
 
 def disturbed(seen: Reading, limits: Limits) -> str:
-    """Why the round does not count, in words; empty where it does."""
+    """What was beyond its limit, in words; empty where nothing was."""
     found = []
     if seen.others > limits.others:
         found.append(f"other processes took {seen.others:.0%} of the processors")
@@ -82,7 +81,26 @@ def disturbed(seen: Reading, limits: Limits) -> str:
     return ", ".join(found)
 
 
-def worst(readings: list[Reading]) -> dict[str, object]:
+def taken(readings: Sequence[Reading], limits: Limits) -> str:
+    """What took the machine from a measurement of rounds, as the usual disturbed one had it; empty: nothing did."""
+    found = [reading for reading in readings if disturbed(reading, limits)]
+    if len(found) <= limits.disturbed * len(readings):
+        return ""
+    middle = {item.name: _middle([getattr(one, item.name) for one in found]) for item in fields(Reading)}
+    return disturbed(Reading(**middle), limits) or disturbed(found[len(found) // 2], limits)
+
+
+def _middle(values: list[Any]) -> Any:
+    """The median of those that are there; of words the most frequent."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if isinstance(known[0], str):
+        return max(set(known), key=lambda word: (known.count(word), word))
+    return sorted(known)[len(known) // 2]
+
+
+def worst(readings: Sequence[Reading]) -> dict[str, object]:
     """The largest of each, for the record."""
     if not readings:
         return {}

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from typing import Any, Literal, cast
 
 from weighbridge.engines.hardware import memory_limit
 from weighbridge.registry.schemas import BenchmarkRow
-from weighbridge.workers.benchmarking import statistics
+from weighbridge.workers.benchmarking import contention, judgement, statistics
 from weighbridge.workers.benchmarking.children import ChildFailed
 from weighbridge.workers.benchmarking.gpu import IDLE_SECONDS, Gpu
-from weighbridge.workers.benchmarking.rounds import BLOCK_REQUESTS, BLOCK_SECONDS, LEAST, Course, Noisy, Seen
-from weighbridge.workers.benchmarking.statistics import Comparison
+from weighbridge.workers.benchmarking.judgement import Judged, Ratios
+from weighbridge.workers.benchmarking.rounds import (
+    BLOCK_REQUESTS,
+    BLOCK_SECONDS,
+    FEWEST,
+    LEAST,
+    Course,
+    OutOfTime,
+    Seen,
+)
 
 Mode = Literal["eager", "compiled", "cuda_graph", "onnxruntime"]
 Depth = Literal["quick", "full"]
@@ -20,6 +31,8 @@ Depth = Literal["quick", "full"]
 ORIGINAL, AGAIN, CANDIDATE = "original", "again", "candidate"
 SHARES = {"single_stream": 0.5, "offline": 0.25, "server": 0.15, "closed": 0.1}
 """Of the budget. The server scenario takes more where its proofs need it; an extra mode gets half of the first two."""
+MORE = {"single_stream": 0.4, "offline": 0.06}
+"""Of the seconds up to the bound, for rounds beyond those while the interval is wide; offline: of each batch."""
 OFFLINE_MOST = 4.0
 """Of the budget, for the rounds of one batch: more than that a program of seconds a request does not get."""
 SERVER_MOST = 0.5
@@ -45,6 +58,9 @@ class Wish:
     modes: Sequence[Mode]
     depth: Depth
     seconds: float
+    most: float
+    """Seconds until the bound."""
+    threads: int
     slo: float | None
     fixed: int | None
     """The only batch that the program takes; None: any."""
@@ -54,13 +70,15 @@ class Wish:
 
 @dataclass
 class Result:
-    """What came of one try."""
+    """What came of it."""
 
     rows: list[BenchmarkRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    spread: float = 0.0
-    latency: Comparison | None = None
-    throughput: Comparison | None = None
+    contended: str = ""
+    """What took the machine meanwhile: absolute figures say nothing then."""
+    latency: Judged | None = None
+    """None: nothing was measured within the bound."""
+    throughput: Judged | None = None
     """The candidate's best rows a second over the original's best, with the interval at the candidate's batch."""
     best: float = 0.0
     batch: int = 1
@@ -69,7 +87,7 @@ class Result:
 
 
 class Measurement:
-    """One try. `base` is what the candidate is compared with; in an A/A run the candidate is the original again."""
+    """One benchmark. In an A/A run the candidate is the original again."""
 
     def __init__(self, course: Course, wish: Wish, gpu: Gpu | None) -> None:
         self._course, self._wish, self._gpu = course, wish, gpu
@@ -77,48 +95,86 @@ class Measurement:
         self._candidate = CANDIDATE if CANDIDATE in course.children else AGAIN
         self._unit = wish.fixed or 1
         self._first = Seen()
+        self._itself = Ratios([], None)
         self._peaks: dict[str, int] = {}
         self.result = Result()
 
     def run(self) -> Result:
-        """Everything. Raises Noisy; ChildFailed where the candidate or the original does not run at all."""
-        bound = self._single_stream()
-        self._offline(self._wish.serving, SHARES["offline"] * self._wish.seconds)
-        self._aside("server", lambda: self._server(bound))
-        self._aside("closed", self._closed)
-        self.result.details["memory"] = self._course.children[self._candidate].ask("memory")  # before a compiler's
-        if self._gpu is not None:
-            self._device(self._gpu)
+        """Everything that the bound leaves time for. Raises ChildFailed where something does not run at all."""
+        with suppress(OutOfTime):
+            self._single_stream()
+        if self.result.latency is None:
+            return self.result
+        self._part("offline", lambda: self._offline(self._wish.serving, SHARES["offline"] * self._wish.seconds))
+        if self.result.contended:
+            self.result.notes.append("server, closed: left out: beside other work their figures say nothing")
+        else:
+            self._part("server", self._server)
+            self._part("closed", self._closed)
+        self._part("memory", self._memory)  # before a compiler's
+        if (gpu := self._gpu) is not None:
+            self._part("energy", lambda: self._device(gpu))
         for mode in self._wish.modes:
-            self._extra(mode)
+            self._part(mode, partial(self._extra, mode))
         return self.result
 
-    def _single_stream(self) -> float:
-        """The latency bound of the server scenario."""
-        for child in self._course.children.values():
-            child.ask("warm", batch=self._unit, seconds=_WARM_SHARE * self._wish.seconds)
-        seen = self._course.rounds(self._names, batch=self._unit, seconds=SHARES["single_stream"] * self._wish.seconds)
-        against_itself = seen.faster(AGAIN, ORIGINAL)
-        self.result.spread = statistics.spread(against_itself)
-        self.result.details |= {"rounds": seen.rounds, "against_itself": against_itself}
-        if self.result.spread > self._course.limits.spread:
-            raise Noisy(f"two runs of the original differ by {self.result.spread:.0%}")
-        self.result.latency = statistics.compare(seen.faster(self._candidate, ORIGINAL))
-        original = statistics.summary(seen.latencies[ORIGINAL])
-        self.result.details["original"] = original
-        self._row("single_stream", self._wish.serving, seen, self._unit, self.result.latency)
-        self._first = seen
-        return self._wish.slo or SLO_FACTOR * original["p99"]
+    def _part(self, name: str, run: Callable[[], None]) -> None:
+        """What is no headline is cut short, and said, instead of passing the bound."""
+        try:
+            run()
+        except OutOfTime:
+            self.result.notes.append(f"{name}: cut short, or left out: the benchmark's seconds were over")
+
+    def _single_stream(self) -> None:
+        """The comparison that everything else hangs on, from as many rounds as make it sure."""
+        for name in self._course.children:
+            self._course.ask(name, "warm", batch=self._unit, seconds=_WARM_SHARE * self._wish.seconds)
+        self._memory()
+        seen = self._course.rounds(
+            self._names,
+            batch=self._unit,
+            seconds=SHARES["single_stream"] * self._wish.seconds,
+            most=MORE["single_stream"] * self._wish.most,
+            enough=lambda seen: self._sure(seen.faster(self._candidate, ORIGINAL), seen.faster(AGAIN, ORIGINAL), seen),
+        )
+        self.result.details["rounds"] = seen.rounds
+        if seen.rounds < FEWEST:
+            return
+        self._first, self._itself = seen, seen.faster(AGAIN, ORIGINAL)
+        self.result.contended = self._taken(seen)
+        self.result.latency = self._judge(seen.faster(self._candidate, ORIGINAL), seen)
+        self.result.throughput = self._judge(seen.more(self._candidate, ORIGINAL), seen)
+        self.result.best, self.result.batch = seen.rate(self._candidate), self._unit
+        against_itself = {"wall": self._itself.wall, "cpu": self._itself.cpu}
+        original = statistics.summary(seen.latencies[ORIGINAL]) | {"throughput": seen.rate(ORIGINAL)}
+        self.result.details |= {"against_itself": against_itself, "original": original}
+        self._row("single_stream", self._wish.serving, seen, self.result.latency)
+
+    def _sure(self, pair: Ratios, itself: Ratios, seen: Seen) -> bool:
+        contended = bool(self._taken(seen))
+        return all(ratios.precise(contended=contended) for ratios in (pair, itself))
+
+    def _taken(self, seen: Seen) -> str:
+        return contention.taken(seen.readings, self._course.limits)
+
+    def _judge(self, pair: Ratios, seen: Seen) -> Judged:
+        contended = bool(self._taken(seen) or self.result.contended)
+        return judgement.judge(pair, self._itself, contended=contended, threads=self._wish.threads)
+
+    def _memory(self) -> None:
+        self.result.details["memory"] = self._course.ask(self._candidate, "memory")
 
     def _offline(self, mode: Mode, seconds: float, *, paired: bool = True) -> None:
-        """Larger batches while they bring more rows a second for either; in the serving mode that is the headline."""
+        """Larger batches while they bring more rows a second for either; in the serving mode that is the headline.
+
+        Beside other work a batch is worth what a second of a processor gives: batches run at different moments.
+        """
         names = (ORIGINAL, self._candidate) if paired else (self._candidate,)
         batches = self._batches() if mode == self._wish.serving else [self.result.batch]
         best: dict[str, float] = dict.fromkeys(names, 0.0)
+        slowest = inf  # rows a second
         for batch in batches:
-            slow = (
-                batch / min(best.values()) if all(best.values()) else 0.0
-            )  # seconds of a request, if it brings nothing
+            slow = batch / slowest  # seconds of a request, if it brings nothing
             try:
                 if self._too_slow(batch, slow) or self._too_large(batch):
                     break
@@ -128,23 +184,34 @@ class Measurement:
                     raise
                 self.result.notes.append(f"offline: the batch was lowered from {batch}: {failed}")
                 break
-            compared = statistics.compare(seen.more(self._candidate, ORIGINAL)) if paired else None
-            row = self._row("offline", mode, seen, batch, compared)
-            if mode == self._wish.serving and row.throughput > self.result.best:
-                self.result.best, self.result.batch, self.result.throughput = row.throughput, batch, compared
-            rates = {name: statistics.compare(seen.throughputs[name]).ratio for name in names}
+            judged = self._judge(seen.more(self._candidate, ORIGINAL), seen) if paired else None
+            self._row("offline", mode, seen, judged)
+            rates = {name: seen.rate(name, busy=bool(self.result.contended) and seen.on_cpu) for name in names}
+            if mode == self._wish.serving:
+                self._headline(seen, judged, rates, best)
             if all(rates[name] < HELPS * best[name] for name in names):
                 break
             best = {name: max(best[name], rates[name]) for name in names}
-        if mode == self._wish.serving:
-            self._headline(best)
+            slowest = min(seen.rate(name) for name in names)
 
     def _batch(self, mode: Mode, names: Sequence[str], batch: int, seconds: float, *, slow: float) -> Seen:
-        """One stream of the smallest batch is measured already. A request of `slow` seconds is a block by itself."""
+        """One stream of the smallest batch is measured already. A request of `slow` seconds is a block by itself.
+
+        Raises OutOfTime where the bound leaves too few rounds.
+        """
         if mode == self._wish.serving and batch == self._unit:
             return self._first
-        requests = 1 if slow > BLOCK_SECONDS else BLOCK_REQUESTS
-        return self._course.rounds(names, batch=batch, seconds=seconds, requests=requests)
+        seen = self._course.rounds(
+            names,
+            batch=batch,
+            seconds=seconds,
+            most=MORE["offline"] * self._wish.most,
+            enough=lambda seen: self._sure(seen.more(self._candidate, names[0]), self._itself, seen),
+            requests=1 if slow > BLOCK_SECONDS else BLOCK_REQUESTS,
+        )
+        if seen.rounds < FEWEST:
+            raise OutOfTime
+        return seen
 
     def _too_slow(self, batch: int, slow: float) -> bool:
         """Whether the least number of rounds would take several times the budget."""
@@ -154,13 +221,23 @@ class Measurement:
         self.result.notes.append(f"offline: batches end before {batch}: the rounds would take {needs:.0f} s")
         return True
 
-    def _headline(self, best: Mapping[str, float]) -> None:
-        """Best against best: each at the batch that suits it. The interval keeps its width."""
-        paired = self.result.throughput
-        assert paired is not None, "an offline run ends with a row or an exception"
-        shift = self.result.best / max(best[ORIGINAL], 1e-12) / paired.ratio
-        self.result.throughput = Comparison(paired.ratio * shift, paired.low * shift, paired.high * shift)
-        self.result.details["original"]["throughput"] = best[ORIGINAL]
+    def _headline(
+        self, seen: Seen, judged: Judged | None, rates: Mapping[str, float], best: Mapping[str, float]
+    ) -> None:
+        """Best against best: each at the batch that suits it. The interval keeps its width.
+
+        `best` are the rates of the batches before.
+        """
+        assert judged is not None, "the serving mode is measured beside the original"
+        original = self.result.details["original"]
+        if rates[ORIGINAL] > best[ORIGINAL]:
+            if self.result.throughput is not None and best[ORIGINAL]:
+                self.result.throughput = self.result.throughput.times(best[ORIGINAL] / rates[ORIGINAL])
+            original["throughput"] = seen.rate(ORIGINAL)
+        if rates[self._candidate] > best[self._candidate]:
+            shift = rates[ORIGINAL] / max(rates[ORIGINAL], best[ORIGINAL])
+            self.result.throughput = judged.times(shift)
+            self.result.best, self.result.batch = seen.rate(self._candidate), seen.batch
 
     def _batches(self) -> list[int]:
         return [self._wish.fixed] if self._wish.fixed else list(BATCHES[self._wish.depth])
@@ -174,7 +251,7 @@ class Measurement:
         room = 0.5 * min(self._wish.memory, limit or self._wish.memory)
         last = max((row.batch for row in self.result.rows if row.scenario == "offline"), default=1)
         for name in (ORIGINAL, self._candidate):
-            said = self._course.children[name].ask("memory")
+            said = self._course.ask(name, "memory")
             peak = max(said["peak"], said.get("reserved", 0))
             first = self._peaks.setdefault(name, peak)
             need = peak + (peak - first) * batch / last
@@ -184,10 +261,12 @@ class Measurement:
                 return True
         return False
 
-    def _server(self, bound: float) -> None:
+    def _server(self) -> None:
         """Bisect for the highest rate whose p99 within the bound is proven."""
+        bound = self._wish.slo or SLO_FACTOR * self.result.details["original"]["p99"]
         single = next(row for row in self.result.rows if row.scenario == "single_stream")
-        low, high, found = 0.0, 1 / single.mean, None
+        low, high = 0.0, 1 / single.mean
+        found: tuple[float, dict[str, Any], str] | None = None
         share = SHARES["server"] * self._wish.seconds / TRIALS[self._wish.depth]
         left = SERVER_MOST * self._wish.seconds
         for trial in range(TRIALS[self._wish.depth]):
@@ -197,10 +276,10 @@ class Measurement:
                 self.result.notes.append(f"server: 459 requests at {rate:.3g} a second take longer than the budget")
                 break
             order = {"rate": rate, "bound": bound, "most": _MOST_QUERIES, "seconds": max(share, needs), "seed": trial}
-            answer = self._course.once(self._candidate, "server", **order)
+            answer, taken = self._course.once(self._candidate, "server", **order)
             left -= answer["seconds"]
             if answer["proven"]:
-                low, found = rate, (rate, answer)
+                low, found = rate, (rate, answer, taken)
             else:
                 high = rate
         else:
@@ -208,22 +287,16 @@ class Measurement:
                 self.result.notes.append(f"server: no rate down to {high:.3g} a second kept p99 within {bound:.3g} s")
         self.result.details["server_bound"] = bound
         if found is not None:
-            self._add("server", self._wish.serving, found[1], batch=self._unit, rate=found[0])
+            rate, answer, taken = found
+            self._add("server", answer, batch=self._unit, rate=rate, contended=taken)
 
     def _closed(self) -> None:
         counts = CALLERS[self._wish.depth]
         seconds = SHARES["closed"] * self._wish.seconds / len(counts)
         for callers in counts:
             order = {"batch": self._unit, "seconds": seconds, "least": 3, "callers": callers}
-            answer = self._course.once(self._candidate, "closed", **order)
-            self._add("closed", self._wish.serving, answer, batch=self._unit, concurrency=callers)
-
-    def _aside(self, scenario: str, run: Any) -> None:
-        """What is no headline is left out, and said, instead of spoiling the rest."""
-        try:
-            run()
-        except Noisy as noisy:
-            self.result.notes.append(f"{scenario}: left out, the machine was busy: {noisy}")
+            answer, taken = self._course.once(self._candidate, "closed", **order)
+            self._add("closed", answer, batch=self._unit, concurrency=callers, contended=taken)
 
     def _extra(self, mode: Mode) -> None:
         """One stream and the headline's batch in another mode, beside the original in the same mode where it can."""
@@ -233,17 +306,19 @@ class Measurement:
         names = (ORIGINAL, self._candidate) if paired else (self._candidate,)
         half = 0.5 * self._wish.seconds
         for name in names:
-            self._course.children[name].ask("warm", batch=self._unit, seconds=_WARM_SHARE * self._wish.seconds)
+            self._course.ask(name, "warm", batch=self._unit, seconds=_WARM_SHARE * self._wish.seconds)
         seen = self._course.rounds(names, batch=self._unit, seconds=half * SHARES["single_stream"])
-        compared = statistics.compare(seen.faster(self._candidate, ORIGINAL)) if paired else None
-        self._row("single_stream", mode, seen, self._unit, compared)
+        if seen.rounds < FEWEST:
+            raise OutOfTime
+        judged = self._judge(seen.faster(self._candidate, ORIGINAL), seen) if paired else None
+        self._row("single_stream", mode, seen, judged)
         self._offline(mode, half * SHARES["offline"], paired=paired)
 
     def _switch(self, name: str, mode: Mode) -> bool:
         seconds = 0.0
         for batch in {self._unit, self.result.batch}:  # every shape is compiled apart, and before it is measured
             try:
-                seconds += self._course.children[name].ask("switch", mode=mode, batch=batch)["seconds"]
+                seconds += self._course.ask(name, "switch", mode=mode, batch=batch)["seconds"]
             except ChildFailed as failed:
                 if failed.kind == "died":
                     raise
@@ -254,12 +329,11 @@ class Measurement:
 
     def _device(self, gpu: Gpu) -> None:
         """Device time by events; joule per row above idle, over some seconds of the headline's batch."""
-        child = self._course.children[self._candidate]
-        time = child.ask("device_time", batch=self._unit, count=100)["seconds"]
+        time = self._course.ask(self._candidate, "device_time", batch=self._unit, count=100)["seconds"]
         self.result.details |= {"device_seconds_p50": time, "clocks": gpu.clocks()}
         idle, before = gpu.idle_watts(), gpu.joules()
         order = {"batch": self.result.batch, "seconds": _ENERGY_SECONDS, "least": 1, "callers": 1}
-        answer = child.ask("closed", **order)
+        answer = self._course.ask(self._candidate, "closed", **order)
         after = gpu.joules()
         if idle is None or before is None or after is None:
             return
@@ -267,24 +341,22 @@ class Measurement:
         self.result.energy = max(0.0, above) / (len(answer["latencies"]) * self.result.batch)
         self.result.details["idle"] = {"watts": idle, "seconds": IDLE_SECONDS}
 
-    def _row(self, scenario: str, mode: Mode, seen: Seen, batch: int, compared: Comparison | None) -> BenchmarkRow:
-        throughput = statistics.compare(seen.throughputs[self._candidate]).ratio
-        finding = statistics.finding(compared, self.result.spread) if compared else ""
-        return self._append(
-            scenario, mode, seen.latencies[self._candidate], throughput, batch=batch,
-            ratio=compared.ratio if compared else None, finding=finding,
-        )  # fmt: skip
+    def _row(self, scenario: str, mode: Mode, seen: Seen, judged: Judged | None) -> None:
+        said: dict[str, Any] = {"contended": self._taken(seen)}
+        if judged is not None:
+            ratio, low, high = judged.compared.ratio, judged.compared.low, judged.compared.high
+            said |= {"ratio": ratio, "low": low, "high": high, "clock": judged.clock, "finding": judged.finding}
+        throughput = seen.rate(self._candidate)
+        self._append(scenario, mode, seen.latencies[self._candidate], throughput, batch=seen.batch, **said)
 
-    def _add(self, scenario: str, mode: Mode, answer: Mapping[str, Any], **fields: Any) -> None:
+    def _add(self, scenario: str, answer: Mapping[str, Any], **fields: Any) -> None:
         latencies = answer["latencies"]
-        self._append(scenario, mode, latencies, fields["batch"] * len(latencies) / answer["seconds"], **fields)
+        throughput = fields["batch"] * len(latencies) / answer["seconds"]
+        self._append(scenario, self._wish.serving, latencies, throughput, **fields)
 
-    def _append(
-        self, scenario: str, mode: Mode, latencies: Sequence[float], throughput: float, **fields: Any
-    ) -> BenchmarkRow:
+    def _append(self, scenario: str, mode: Mode, latencies: Sequence[float], throughput: float, **fields: Any) -> None:
         row = BenchmarkRow(
             scenario=cast("Any", scenario), mode=mode, count=len(latencies), throughput=throughput,
             histogram=statistics.histogram(latencies), **statistics.summary(latencies), **fields,
         )  # fmt: skip
         self.result.rows.append(row)
-        return row

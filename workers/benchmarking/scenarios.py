@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,9 +19,13 @@ from weighbridge.workers.benchmarking.statistics import is_flat, queries_needed
 
 Infer = Callable[[Arrays], object]
 
-SETTLE = 2
-"""Requests before each block that do not count: the caches are still another process's."""
+SETTLE, SETTLE_SECONDS = 2, 0.02
+"""Requests before each block that do not count: the caches are still another process's. One is enough if it takes as
+long as a block."""
 WARM_WINDOW = 16
+SLICE = 0.0001
+"""Seconds of requests whose processor time is read at once: asking the kernel takes half a microsecond. Not longer: the
+first request after another process had the processor finds its caches cold, and would be in every slice."""
 _SPIN = 0.001
 """Seconds before a scheduled time in which we look at the clock instead of sleeping: a sleep ends late."""
 
@@ -32,6 +36,9 @@ class Samples:
 
     latencies: list[float]
     seconds: float
+    busy: list[float] = field(default_factory=list)
+    """Closed only: processor seconds of a request, averaged over slices of SLICE seconds. What other processes take
+    of the machine is not in it."""
     proven: bool | None = None
     """Server only: whether p99 is within the bound; None: the time ended before either was certain."""
 
@@ -41,19 +48,31 @@ def closed(infer: Infer, pool: Sequence[Arrays], *, seconds: float, least: int, 
 
     A request is sent when the previous one of its caller was answered; its latency holds the time that it waited.
     """
-    clock = time.perf_counter
-    for number in range(SETTLE):
-        infer(pool[number % len(pool)])
+    clock, used = time.perf_counter, time.process_time
+    _settle(infer, pool)
     latencies: list[float] = []
-    start = clock()
+    busy: list[float] = []
+    counted, before = 0, used()
+    start = end = sliced = clock()
     sent = deque([start] * callers)
-    end = start
     while end - start < seconds or len(latencies) < least * callers:
         infer(pool[len(latencies) % len(pool)])
         end = clock()
         latencies.append(end - sent.popleft())
         sent.append(end)
-    return Samples(latencies, end - start)
+        if end - sliced >= SLICE:
+            now = used()
+            busy.append((now - before) / (len(latencies) - counted))
+            counted, before, sliced = len(latencies), now, end
+    return Samples(latencies, end - start, busy or [(used() - before) / len(latencies)])
+
+
+def _settle(infer: Infer, pool: Sequence[Arrays]) -> None:
+    start = time.perf_counter()
+    for number in range(SETTLE):
+        infer(pool[number % len(pool)])
+        if time.perf_counter() - start > SETTLE_SECONDS:
+            return
 
 
 def warm(infer: Infer, pool: Sequence[Arrays], *, seconds: float) -> Samples:
@@ -96,7 +115,7 @@ def server(
             proven = True
         if proven is not None or end - start > seconds:
             break
-    return Samples(latencies, end - start, proven)
+    return Samples(latencies, end - start, proven=proven)
 
 
 def _wait_until(due: float) -> None:
