@@ -173,7 +173,8 @@ def _nicely(niceness: int, work: Callable[[], Outcome]) -> Outcome:
     Benchmarks are not run so: at a tenth of a busy processor one took half a minute to start, and hosts do not serve
     at that priority either.
     """
-    with ThreadPoolExecutor(1, "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, niceness)) as pool:
+    lower = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
+    with ThreadPoolExecutor(1, "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, lower)) as pool:
         return pool.submit(work).result()
 
 
