@@ -61,7 +61,7 @@ def test_a_single_file_is_complete_when_it_is_as_long_as_its_header_says() -> No
     """P2 for one object: its pin is the checkpoint; neighbours with a longer name do not matter."""
     store = MemoryStore()
     info = store.put("digits/a.safetensors", safetensors())
-    store.put("digits/a.safetensors.tmp", b"")
+    store.put("digits/a.safetensors.md5", b"")
     verdict = look(store, "digits/a.safetensors")
     assert verdict == Complete(Proof.P2, (pin(info),), "1 safetensors file with 1 tensors, as long as the headers say")
 
