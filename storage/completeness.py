@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from weighbridge.storage import names
+from weighbridge.storage.claims import is_claim
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.index import Index, MalformedIndex, read_index
 from weighbridge.storage.pins import pin
@@ -151,7 +152,7 @@ class _Assessment:
         self._prove_written(keys)
         for key in filter(names.is_weights, keys):
             self._header(key)
-        ignored = [key for key in self._objects.keys() - {*keys, manifest} if not key.endswith(names.PUBLISHING)]
+        ignored = [key for key in self._objects.keys() - {*keys, manifest} if not is_claim(key[len(self._root) :])]
         more = f"; left out, since it does not name them: {len(ignored)}" if ignored else ""
         count = f"{len(keys)} file{'s' * (len(keys) != 1)}"
         return Complete(Proof.P0, self._pins([*keys, manifest]), f"{names.PUBLISHED} names {count}, all there{more}")

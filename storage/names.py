@@ -12,8 +12,6 @@ EVAL = "eval.safetensors"
 TRAIN = "train.safetensors"
 GOLDEN = "golden.safetensors"
 PUBLISHED = "weighbridge.json"
-PUBLISHING = "weighbridge-unfinished"
-"""What `publish` puts into the folder first and takes out last, so that structure alone proves nothing meanwhile."""
 RESERVED = frozenset({RECIPE, EVAL, TRAIN, GOLDEN, PUBLISHED})
 """Never checkpoints, wherever they lie."""
 
