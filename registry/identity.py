@@ -118,20 +118,31 @@ def accompany(tx: Session, known: Known, found: Sequence[Ref], model: str, *, ac
     return stale and version.status in (VersionStatus.DISCOVERED, VersionStatus.SUPERSEDED)
 
 
-def claim(tx: Session, version: Version, digest: str) -> Version | None:
-    """The locked version's weights were read: they are its own from now on. Returns the version that has them already.
+def claim(tx: Session, version: Version, digest: str) -> str | None:
+    """The locked version's weights were read: they are its own from now on. None, or why it is a duplicate.
 
     Of two that are judged at once the first to end has them: never are both ready.
     """
-    tx.get_one(Model, version.model_id, with_for_update={"key_share": True}, populate_existing=True)
-    if (owner := having(tx, version.model_id, digest)) is not None and owner.id != version.id:
-        if version.written_at < owner.written_at:
-            owner.written_at = version.written_at  # it is as old as its oldest copy
-            tx.flush()
-        return owner
-    version.weights = digest
+    model = tx.get_one(Model, version.model_id, with_for_update={"key_share": True}, populate_existing=True)
+    owner = having(tx, version.model_id, digest)
+    if owner is None or owner.id == version.id:
+        version.weights = digest
+        tx.flush()
+        return None
+    if version.number < owner.number:
+        owner.written_at = min(owner.written_at, version.written_at)  # it was only judged sooner
+    return duplicate(tx, version, owner, model.name)
+
+
+def duplicate(tx: Session, version: Version, owner: Version, model: str) -> str:
+    """Note that the version has another one's weights; return what it says of itself, and what a person may do."""
+    version.duplicate_of = owner.number
     tx.flush()
-    return None
+    advice = {
+        VersionStatus.READY: f"`weighbridge rollouts start {model} {owner.number}` rolls that version out",
+        VersionStatus.ARCHIVED: "it stays archived",
+    }.get(VersionStatus(owner.status), f"`weighbridge rejudge {model} {owner.number}` judges that version anew")
+    return f"the same weights as version {owner.number}, which is {owner.status}: {advice}"
 
 
 def having(tx: Session, model_id: int, digest: str) -> Version | None:
@@ -151,15 +162,6 @@ def newest(*admitted: Any) -> Any:
     rank = func.row_number().over(partition_by=col(Version.model_id), order_by=newest_first()).label("rank")
     ranked = select(col(Version.id), col(Version.model_id), col(Version.number), rank).where(*admitted).subquery()
     return select(ranked.c.id, ranked.c.model_id, ranked.c.number).where(ranked.c.rank == 1).subquery()
-
-
-def duplicate_reason(owner: Version, model: str) -> str:
-    """What a duplicate says of itself, with what a person may do about it."""
-    advice = {
-        VersionStatus.READY: f"`weighbridge rollouts start {model} {owner.number}` rolls that version out",
-        VersionStatus.ARCHIVED: "it stays archived",
-    }.get(VersionStatus(owner.status), f"`weighbridge rejudge {model} {owner.number}` judges that version anew")
-    return f"the same weights as version {owner.number}, which is {owner.status}: {advice}"
 
 
 def _advice(version: Version, model: str) -> str:

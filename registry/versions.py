@@ -87,7 +87,8 @@ def record(
     )
     known = identity.current(tx, model, path, lock=True)
     if known is not None and (same := identity.compare(known, weights_of(files), weights)) in _NOTHING_NEW:
-        again = [] if as_seen or same is Change.LESS else _accompany(tx, known, files, model, actor=actor)
+        settled = as_seen and known.version.status != VersionStatus.SUPERSEDED
+        again = [] if settled or same is Change.LESS else _accompany(tx, known, files, model, actor=actor)
         return Recorded(known.version, False, again)
     row = catalog.ensure(tx, model, actor=actor)
     assert row.id is not None
@@ -118,8 +119,8 @@ def record(
         _move(tx, version, model, VersionStatus.QUARANTINED, refused, actor=actor)
         return Recorded(version, True, [])
     if weights is not None and (owner := identity.having(tx, row.id, weights)) is not None:
-        version.duplicate_of = owner.number
-        _move(tx, version, model, VersionStatus.DUPLICATE, identity.duplicate_reason(owner, model), actor=actor)
+        reason = identity.duplicate(tx, version, owner, model)
+        _move(tx, version, model, VersionStatus.DUPLICATE, reason, actor=actor)
         return Recorded(version, True, _roll_out(tx, version, VersionStatus.DISCOVERED, (policy,)))
     return Recorded(version, True, _insert_jobs(tx, version, (Stage.VALIDATE,)))
 

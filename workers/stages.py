@@ -187,13 +187,11 @@ def _claimed(tx: Session, version: Version, claim: Claim, outcome: Outcome) -> O
     weights = outcome.facts.get("weights")
     if claim.stage is not Stage.VALIDATE or weights is None or outcome.verdict is Verdict.QUARANTINED:
         return outcome
-    owner = identity.claim(tx, version, weights)
-    if owner is None:
+    reason = identity.claim(tx, version, weights)
+    if reason is None:
         return outcome
-    version.duplicate_of = owner.number
     known = {name: outcome.facts[name] for name in ("weights", "source_digest", "files") if name in outcome.facts}
-    model = tx.get_one(Model, version.model_id).name
-    return Outcome.duplicate(identity.duplicate_reason(owner, model), known)
+    return Outcome.duplicate(reason, known)
 
 
 def _record_digests(tx: Session, version: Version, files: Any) -> None:
