@@ -141,9 +141,8 @@ class Intake:
             return wait, None
         change, digest = self._changed_how(group, found)
         if change is Change.UNKNOWN:
-            self._note(
-                group, Waits(f"{group.path} was written anew: it is read, to see whether it changed", found.seen)
-            )
+            reason = f"{group.path} was written anew: it is read, to see whether it changed"
+            self._note(group, Waits(reason, found.seen, found.weights))
             return _READ_PAUSE, None
         return self._looks.older(group, place, self._clock()) if change is Change.NEW else 0.0, digest
 

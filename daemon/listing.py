@@ -94,7 +94,7 @@ class Listing:
             if known in settled:
                 settled.discard(known)
             else:
-                different.append((order(newest, group.path), group))
+                different.append((order(newest.timestamp(), group.path), group))
         return hinted + self._tell(different) + self._hint_rest(prefix, settled, turning)
 
     def _tell(self, different: list[tuple[Order, Group]]) -> int:
@@ -123,7 +123,7 @@ class Listing:
                     self._hint(Group(model, path), None)
         return hinted
 
-    def _groups(self, prefix: str) -> Iterator[tuple[Group, str, float]]:
+    def _groups(self, prefix: str) -> Iterator[tuple[Group, str, datetime]]:
         """Each group below the prefix with its listing's digest, and when its weights were written.
 
         A folder's objects come together, says the store.
@@ -133,7 +133,7 @@ class Listing:
         for info in self._store.list(prefix):
             if not info.key.startswith(inside):
                 if group is not None:
-                    yield group, hasher.update(b"".join(pending)).hexdigest(16), newest.timestamp()
+                    yield group, hasher.update(b"".join(pending)).hexdigest(16), newest
                 place = self._layout.place(info.key)
                 group = place if isinstance(place, Group) else None
                 inside = group.path if group is not None and group.folder else "\0"
@@ -146,7 +146,7 @@ class Listing:
                     hasher.update(b"".join(pending))
                     pending.clear()
         if group is not None:
-            yield group, hasher.update(b"".join(pending)).hexdigest(16), newest.timestamp()
+            yield group, hasher.update(b"".join(pending)).hexdigest(16), newest
 
 
 def _fingerprint(path: str, seen: str) -> bytes:
