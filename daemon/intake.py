@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 ACTOR = "intake"
 _LONGEST_PAUSE = 60.0
-_READ_PAUSE = 1.0
-"""Seconds until it is asked again whether weights were read; whoever read them gives a hint."""
+_READ_PAUSE = 30.0
+"""Seconds until weights that could not be read are asked for again; whoever has read them gives a hint."""
 
 
 class Intake:
@@ -121,7 +121,6 @@ class Intake:
                     then = partial(self._looks.again_in, seconds=pause)
                     return
                 self._record(group, finding, digest)
-                self._reading.forget(group)
                 then = self._looks.forget
             elif self._record(group, finding) or not isinstance(finding, Waits):
                 then = self._looks.forget
@@ -131,6 +130,8 @@ class Intake:
             # One checkpoint that cannot be looked at holds up no other.
             log.warning("%s cannot be looked at: %s", group.path, error, exc_info=not isinstance(error, StorageError))
         finally:
+            if then == self._looks.forget:
+                self._reading.forget(group)
             then(group, now=self._clock())
 
     def _prepare(self, group: Group, found: Found) -> tuple[float, str | None]:

@@ -145,6 +145,16 @@ def duplicate(tx: Session, version: Version, owner: Version, model: str) -> str:
     return f"the same weights as version {owner.number}, which is {owner.status}: {advice}"
 
 
+def inherit(tx: Session, lost: Version) -> Version | None:
+    """The bytes of a version are lost: its newest duplicate has them still, and is the version of its weights now."""
+    mine = select(Version).where(col(Version.model_id) == lost.model_id, col(Version.duplicate_of) == lost.number)
+    found = tx.scalars(mine.order_by(col(Version.number).desc()).with_for_update(key_share=True)).all()
+    for version in found:
+        version.duplicate_of = found[0].number if version is not found[0] else None
+    tx.flush()
+    return next(iter(found), None)
+
+
 def having(tx: Session, model_id: int, digest: str) -> Version | None:
     """The version of the model that these weights are."""
     return tx.scalars(

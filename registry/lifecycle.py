@@ -131,7 +131,8 @@ TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
         # Its weights proved to lie there as they did: only their dates, or what is beside them, had changed.
         V.SUPERSEDED: frozenset({V.DISCOVERED, V.ARCHIVED}),
         V.ARCHIVED: frozenset(),
-        V.DUPLICATE: frozenset(),
+        # Its owner's bytes are lost, and these are the same.
+        V.DUPLICATE: frozenset({V.DISCOVERED}),
         R.PENDING: frozenset({R.RUNNING, R.ABORTED}),
         R.RUNNING: frozenset({R.HOLDING, R.PAUSED, R.ROLLING_BACK, R.FINISHED, R.ABORTED}),
         R.HOLDING: frozenset({R.RUNNING, R.PAUSED, R.ROLLING_BACK, R.FINISHED, R.ABORTED}),

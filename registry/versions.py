@@ -185,6 +185,9 @@ def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Poli
     new = _insert_jobs(tx, version, plan.jobs)
     if version.status == VersionStatus.READY and old is not VersionStatus.READY:
         new += _open_variants(tx, version, actor=actor)
+    if plan.status is VersionStatus.SUPERSEDED is not old and (heir := identity.inherit(tx, version)) is not None:
+        model = tx.get_one(Model, version.model_id)
+        new += reopen(tx, heir, model.name, actor=actor, reason=f"the bytes of version {version.number} are lost")
     return new + _roll_out(tx, version, old, policies)
 
 

@@ -291,6 +291,23 @@ def test_superseded_weights_that_lie_there_as_before_are_judged_again(database: 
         assert (again.created, again.version.status, len(again.jobs)) == (False, "discovered", 1)
 
 
+def test_the_heir_of_lost_weights_is_their_duplicate(database: Database) -> None:
+    """A rejected version whose path holds something else by now is judged anew where its weights still lie."""
+    drop(database, "a", "weights")
+    for name in ("b", "c"):
+        assert drop(database, name, "weights").status == "duplicate"
+    with database.transaction() as tx:
+        versions.lock(tx, 1).status = "rejected"
+        (job,) = versions.rejudge(tx, MODEL, 1, actor="ada", reason="", policies=())
+        claim = jobs.claim(tx, job.id or 0, "worker", 30)
+        assert claim is not None
+        jobs.finish(tx, claim, Verdict.SUPERSEDED, "gone", {})
+        ready(tx, versions.advance(tx, 1, actor="worker", policies=()), "weights")
+        found = {number: versions.get(tx, MODEL, number) for number in (1, 2, 3)}
+        assert {number: one.status for number, one in found.items()} == {1: "superseded", 2: "duplicate", 3: "ready"}
+        assert (found[2].duplicate_of, found[3].duplicate_of, found[3].weights) == (3, None, "weights")
+
+
 def test_superseded_weights_are_free_again(database: Database) -> None:
     """A version whose bytes were lost before they were judged again keeps them from nobody."""
     drop(database, "a", "weights")
