@@ -27,11 +27,14 @@ _JUDGED_WHOLE = (VersionStatus.READY, VersionStatus.ARCHIVED, VersionStatus.DUPL
 """Nobody reads their files again: what accompanied them stays as it was then."""
 
 
+_UNREAD = (VersionStatus.DISCOVERED, VersionStatus.SUPERSEDED)
+
+
 class Change(Enum):
     """What lies at a path now, against the version that came from there last."""
 
     SAME = auto()
-    """The same weights: nothing is made, whatever else changed."""
+    """The same weights, or files that nobody has read yet: nothing is made, whatever else changed."""
     LESS = auto()
     """A part of them is gone, and nothing was written."""
     UNKNOWN = auto()
@@ -78,6 +81,8 @@ def compare(known: Known | None, found: Sequence[Ref], digest: str | None) -> Ch
     before = identity.weights(known.files)
     if identity.remains(before, found):
         return Change.SAME if len(found) == len(before) else Change.LESS
+    if known.digest is None and known.version.status in _UNREAD and identity.same_files(before, found):
+        return Change.SAME  # whatever it holds, the version is of what lies there: nobody has read another
     if known.digest is None or sorted(ref.size for ref in before) != sorted(ref.size for ref in found):
         return Change.NEW
     if digest is None:
@@ -112,6 +117,8 @@ def accompany(tx: Session, known: Known, found: Sequence[Ref], model: str, *, ac
         _pin(tx, version, [after.get(key, ref) for key, ref in before.items()])
     elif stale or (told["added"] and version.status != VersionStatus.DISCOVERED):
         _pin(tx, version, found)
+    if known.digest is None:
+        version.written_at = identity.written_at(identity.weights(found)) or version.written_at
     if any(told.values()):
         after_all = {"path": version.path, **told}
         _tell(tx, "companions", version, model, after=after_all, actor=actor, reason=_advice(version, model))

@@ -57,9 +57,23 @@ def remains(before: Sequence[Ref], after: Sequence[Ref]) -> bool:
     return all(ref.key in known and untouched(known[ref.key], ref) for ref in after)
 
 
+def same_files(before: Sequence[Ref], after: Sequence[Ref]) -> bool:
+    """Whether these are the same files on disk, as long as they were: touched, or written in place."""
+    return len(before) == len(after) and all(map(_same_file, *(sorted(refs, key=_key) for refs in (before, after))))
+
+
 def written_at(refs: Iterable[Ref]) -> float | None:
     """When the newest of these files was written by the store's clock, in seconds since the epoch; None: unknown."""
     return max((datetime.fromisoformat(ref.modified).timestamp() for ref in refs if ref.modified), default=None)
+
+
+def _key(ref: Ref) -> str:
+    return ref.key
+
+
+def _same_file(before: Ref, after: Ref) -> bool:
+    old, new = disk_stamp(before.etag), disk_stamp(after.etag)
+    return before.key == after.key and old is not None and new is not None and old[:2] == new[:2]
 
 
 def _read(store: Get, ref: Ref, progress: Progress | None) -> str:

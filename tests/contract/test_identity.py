@@ -96,10 +96,26 @@ def test_what_a_look_means(found: tuple[Ref, ...], digest: str | None, change: C
     """Only what was written anew, at the same sizes, needs to be read; a new ctime, or a part that went, does not."""
     known = Known(Version(model_id=1, number=1, pins_digest="", weights="weights"), (ONE, TWO, NOTES))
     assert identity.compare(known, found, digest) is change
-    unread = Known(Version(model_id=1, number=1, pins_digest=""), (ONE, TWO, NOTES))
-    rest = Change.NEW if change in (Change.UNKNOWN, Change.NEW) or digest else change
-    assert identity.compare(unread, found, digest) is rest
     assert identity.compare(None, found, digest) is Change.NEW
+
+
+@pytest.mark.parametrize("status", ["discovered", "superseded", "quarantined"])
+@pytest.mark.parametrize(
+    ("found", "change"),
+    [
+        ((ONE, TWO), Change.SAME),
+        ((ONE,), Change.LESS),
+        ((replace(ONE, etag="1-64-1000000000009-9"), TWO), Change.SAME),
+        ((replace(ONE, etag="3-64-1000000000001-5"), TWO), Change.NEW),
+        ((replace(ONE, etag="1-65-1000000000009-9", size=65), TWO), Change.NEW),
+        ((replace(ONE, etag="abc"), TWO), Change.NEW),
+    ],
+)
+def test_what_a_look_means_before_anybody_read_them(status: str, found: tuple[Ref, ...], change: Change) -> None:
+    """The same files are the same version, whatever they hold by now; others are another, and nobody waits for it."""
+    known = Known(Version(model_id=1, number=1, pins_digest="", status=status), (ONE, TWO, NOTES))
+    touched = status == "quarantined" and found[0].etag.startswith("1-64-1000000000009")
+    assert identity.compare(known, found, None) is (Change.NEW if touched else change)
 
 
 def test_a_date_that_somebody_set_proves_nothing() -> None:
@@ -276,6 +292,27 @@ def test_a_judgement_that_reads_what_is_no_more_begins_anew(database: Database) 
     with database.transaction() as tx:
         ready(tx, [second], "weights")
         assert versions.get(tx, MODEL, "latest").status == "ready"
+
+
+@pytest.mark.parametrize("noticed", [False, True], ids=["the look was first", "the worker was first"])
+def test_a_file_that_is_touched_before_it_was_read_is_still_that_version(database: Database, noticed: bool) -> None:
+    """`shutil.copy2` sets the date after the close: the version is of what lies there, whatever it holds by now."""
+    touched = replace(file("model.safetensors", "1-64-2000000000002-5", written=2000.0))
+    with database.transaction() as tx:
+        job = record(tx, **folder("run", replace(touched, etag="1-64-3000000000001-5"))).jobs[0]
+        if noticed:
+            claim = jobs.claim(tx, job.id or 0, "worker", 30)
+            assert claim is not None
+            jobs.finish(tx, claim, Verdict.SUPERSEDED, "changed", {})
+            versions.advance(tx, 1, actor="worker", policies=())
+    with database.transaction() as tx:
+        again = record(tx, **folder("run", touched))
+        assert (again.created, again.version.status, again.version.written_at) == (False, "discovered", 2000.0)
+        ready(tx, again.jobs, "weights")
+        assert versions.get(tx, MODEL, 1).status == "ready"
+    with database.transaction() as tx:
+        moved = record(tx, **folder("run", replace(touched, etag="9-64-2000000000002-5")), weights="weights")
+        assert not moved.created
 
 
 def test_superseded_weights_that_lie_there_as_before_are_judged_again(database: Database) -> None:
