@@ -93,7 +93,7 @@ def stores(kind: str, count: int, root: Path) -> Iterator[List]:
 
 def settle(store: List, db: Database) -> int:
     """Record everything as seen; return the number of checkpoints."""
-    listing = Listing(store, LAYOUT, db, lambda group: None)
+    listing = Listing(store, LAYOUT, db, lambda group, place: None)
     batch: list[dict[str, Any]] = []
     count = 0
 
@@ -104,7 +104,7 @@ def settle(store: List, db: Database) -> int:
         count += len(batch)
         batch.clear()
 
-    for group, seen in listing._groups(""):
+    for group, seen, _ in listing._groups(""):
         batch.append({"model": group.model, "path": group.path, "state": "complete", "seen": seen, "proof": "P2"})
         batch[-1] |= {"reason": "", "revision": 1, "created_at": 0.0, "updated_at": 0.0}
         if len(batch) == 5000:
@@ -138,7 +138,7 @@ def case(kind: str, count: int, rounds: int = 3) -> dict[str, Any]:
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
             hinted: list[Group] = []
-            listing = Listing(store, LAYOUT, db, hinted.append)
+            listing = Listing(store, LAYOUT, db, lambda group, place: hinted.append(group))
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             lists, reconciles = [], []
             for _ in range(rounds):

@@ -11,11 +11,13 @@ from functools import partial
 
 from weighbridge.daemon.layout import Group, Layout, Wishes
 from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
-from weighbridge.daemon.looks import Looks
+from weighbridge.daemon.looks import Looks, Order
 from weighbridge.daemon.loops import AWAY, Turning
-from weighbridge.registry import checkpoints, versions
+from weighbridge.daemon.reading import Reading
+from weighbridge.registry import checkpoints, identity, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Invalid
+from weighbridge.registry.identity import Change
 from weighbridge.registry.lifecycle import CheckpointState
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy, policy_for
@@ -28,8 +30,8 @@ log = logging.getLogger(__name__)
 
 ACTOR = "intake"
 _LONGEST_PAUSE = 60.0
-_OLD = 60.0
-"""Seconds: files older than this settled before we came, whatever the clocks of stores and machines."""
+_READ_PAUSE = 30.0
+"""Seconds until weights that could not be read are asked for again; whoever has read them gives a hint."""
 
 
 class Intake:
@@ -47,6 +49,7 @@ class Intake:
         db: Database,
         notifier: Notifier,
         looks: Looks,
+        reading: Reading,
         *,
         policies: Sequence[Policy] = (),
         settle_seconds: float = 0.0,
@@ -56,7 +59,7 @@ class Intake:
     ) -> None:
         self._store, self._layout, self._db, self._notifier, self._looks = store, layout, db, notifier, looks
         self._policies, self._rescan, self._wake, self._clock = tuple(policies), rescan, wake, clock
-        self._settle = settle_seconds
+        self._settle, self._reading = settle_seconds, reading
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         """Models whose recipe, evaluation or training set changed."""
@@ -74,9 +77,9 @@ class Intake:
             case str():
                 self._rescan(scope)
 
-    def hint(self, group: Group) -> None:
-        """Look at it as soon as possible."""
-        self._looks.hint(group, self._clock())
+    def hint(self, group: Group, place: Order | None = None) -> None:
+        """Look at it as soon as possible; `place` is its order among its model's, where the hint tells."""
+        self._looks.hint(group, self._clock(), place)
         self._wake()
 
     def once(self, turning: Turning) -> float:
@@ -111,13 +114,15 @@ class Intake:
     def _look(self, group: Group) -> None:
         then = self._looks.again
         try:
-            now = datetime.now(UTC)
-            finding = look(self._store, self._layout, group, now=now)
-            if (wait := self._unsettled(group, finding, now)) > 0:
-                then = partial(self._looks.again_in, seconds=wait)
-                return
-            self._record(group, finding)
-            if not isinstance(finding, Waits):
+            finding = look(self._store, self._layout, group, now=datetime.now(UTC))
+            if isinstance(finding, Found):
+                pause, digest = self._prepare(group, finding)
+                if pause > 0:
+                    then = partial(self._looks.again_in, seconds=pause)
+                    return
+                self._record(group, finding, digest)
+                then = self._looks.forget
+            elif self._record(group, finding) or not isinstance(finding, Waits):
                 then = self._looks.forget
         except AWAY:
             raise  # Nothing was found out. The loop says so, once, and backs off.
@@ -125,43 +130,74 @@ class Intake:
             # One checkpoint that cannot be looked at holds up no other.
             log.warning("%s cannot be looked at: %s", group.path, error, exc_info=not isinstance(error, StorageError))
         finally:
+            if then == self._looks.forget:
+                self._reading.forget(group)
             then(group, now=self._clock())
 
-    def _unsettled(self, group: Group, finding: Finding, now: datetime) -> float:
-        """Seconds to wait for companions that may follow; quiet is proven by the files' age, or by watching it."""
-        if not isinstance(finding, Found) or not finding.may_grow(group):
-            return 0.0
-        if (now - finding.newest).total_seconds() >= _OLD:
-            return 0.0
-        return self._settle - self._looks.unchanged(group, finding.seen, self._clock())
+    def _prepare(self, group: Group, found: Found) -> tuple[float, str | None]:
+        """Seconds until it may be recorded (0: now), and the digest of its weights where they had to be read."""
+        place = found.order(group)
+        self._looks.place(group, place)
+        if (wait := self._unsettled(group, found)) > 0:
+            return wait, None
+        change, digest = self._changed_how(group, found)
+        if change is Change.UNKNOWN:
+            reason = f"{group.path} was written anew: it is read, to see whether it changed"
+            self._note(group, Waits(reason, found.seen, found.weights))
+            return _READ_PAUSE, None
+        return self._looks.older(group, place, self._clock()) if change is Change.NEW else 0.0, digest
 
-    def _record(self, group: Group, finding: Finding) -> None:
+    def _unsettled(self, group: Group, found: Found) -> float:
+        """Seconds to wait for companions that may follow. Quiet is what was watched: a file's date may be any."""
+        if not found.may_grow(group):
+            return 0.0
+        return self._settle - self._looks.unchanged(group, found.seen, self._clock())
+
+    def _changed_how(self, group: Group, found: Found) -> tuple[Change, str | None]:
+        """What its weights are, as far as it is known. Wrong ones are read too: they have no judgement that does it."""
+        with self._db.read() as tx:
+            known = identity.current(tx, group.model, group.path)
+        change, digest = identity.compare(known, found.weights, None), None
+        if change is Change.UNKNOWN or (change is Change.NEW and found.wrong is not None):
+            digest = self._reading.digest(group, found.weights)
+            change = Change.UNKNOWN if digest is None else identity.compare(known, found.weights, digest)
+        return change, digest
+
+    def _record(self, group: Group, finding: Finding, digest: str | None = None) -> bool:
+        """Write it down; return whether that decided it."""
         if isinstance(finding, Gone) and not self._known(group):
-            return
+            return True
         try:
-            with self._db.transaction() as tx:
-                self._write(tx, group, finding)
+            decided = self._note(group, finding, digest)
         except Invalid as error:
             # A rule of the registry that the layout does not know.
             assert isinstance(finding, Found), finding
-            with self._db.transaction() as tx:
-                self._write(tx, group, Refused(f"{group.path}: {error}", finding.seen))
+            decided = self._note(group, Refused(f"{group.path}: {error}", finding.seen))
         self._notifier.ring("events")
         if isinstance(finding, Found):
             self._notifier.ring("jobs")
+        return decided
 
-    def _write(self, tx: Session, group: Group, finding: Finding) -> None:
-        match finding:
-            case Gone():
-                checkpoints.removed(tx, group.model, group.path)
-            case Waits(reason=reason, seen=seen):
-                checkpoints.waiting(tx, group.model, group.path, reason=reason, seen=seen)
-            case Refused(reason=reason, seen=seen):
-                checkpoints.refused(tx, group.model, group.path, reason=reason, seen=seen)
-            case Found():
-                self._write_version(tx, group, finding)
+    def _note(self, group: Group, finding: Finding, digest: str | None = None) -> bool:
+        with self._db.transaction() as tx:
+            match finding:
+                case Gone():
+                    checkpoints.removed(tx, group.model, group.path)
+                case Waits() | Refused() if identity.is_less(
+                    identity.current(tx, group.model, group.path), finding.weights
+                ):
+                    # What was recorded from here is not undone by what is taken away, or put beside it.
+                    checkpoints.keep(tx, group.model, group.path, seen=finding.seen)
+                case Waits(reason=reason, seen=seen):
+                    checkpoints.waiting(tx, group.model, group.path, reason=reason, seen=seen)
+                    return False
+                case Refused(reason=reason, seen=seen):
+                    checkpoints.refused(tx, group.model, group.path, reason=reason, seen=seen)
+                case Found():
+                    self._write_version(tx, group, finding, digest)
+        return True
 
-    def _write_version(self, tx: Session, group: Group, found: Found) -> None:
+    def _write_version(self, tx: Session, group: Group, found: Found, digest: str | None) -> None:
         recorded = versions.record(
             tx,
             model=group.model,
@@ -175,6 +211,7 @@ class Intake:
             policy=policy_for(group.model, self._policies),
             eval_pin=found.eval_pin,
             train_pin=found.train_pin,
+            weights=digest,
             refused=found.wrong,
             seen=found.seen,
             actor=ACTOR,

@@ -6,23 +6,30 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 
 from blake3 import blake3
 
 from weighbridge.daemon.layout import Group, Layout
 from weighbridge.daemon.look import identity
+from weighbridge.daemon.looks import Order, order
 from weighbridge.daemon.loops import Turning
 from weighbridge.registry import checkpoints
 from weighbridge.registry.db import Database
 from weighbridge.registry.lifecycle import CheckpointState
+from weighbridge.storage import names
 from weighbridge.storage.protocols import List
 
 log = logging.getLogger(__name__)
+
+Hint = Callable[[Group, Order | None], None]
+"""Takes a group to look at, with its place among its model's as far as the listing tells."""
 
 _BEAT = 1000
 """Groups between two signs of life."""
 _PENDING = 1000
 """Objects of one group that are hashed together: their number is bounded, and so is the memory."""
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 class Listing:
@@ -39,7 +46,7 @@ class Listing:
         store: List,
         layout: Layout,
         db: Database,
-        hint: Callable[[Group], None],
+        hint: Hint,
         *,
         seconds: float = 60.0,
         wake: Callable[[], None] = lambda: None,
@@ -75,18 +82,28 @@ class Listing:
         """List one prefix now; return how many groups were hinted at."""
         settled = self._settled(turning)
         hinted = 0
-        for number, (group, seen) in enumerate(self._groups(prefix)):
+        different: list[tuple[Order, Group]] = []
+        for number, (group, seen, newest) in enumerate(self._groups(prefix)):
             if number % _BEAT == 0:
                 turning.beat()
                 if turning.stopping:
                     return hinted
+            if different and different[0][1].model != group.model:
+                hinted += self._tell(different)
             known = _fingerprint(group.path, seen)
             if known in settled:
                 settled.discard(known)
             else:
-                hinted += 1
-                self._hint(group)
-        return hinted + self._hint_rest(prefix, settled, turning)
+                different.append((order(newest.timestamp(), group.path), group))
+        return hinted + self._tell(different) + self._hint_rest(prefix, settled, turning)
+
+    def _tell(self, different: list[tuple[Order, Group]]) -> int:
+        """Hint at one model's together, the oldest first: none of them is recorded before an older one was seen."""
+        found = sorted(different)
+        different.clear()
+        for place, group in found:
+            self._hint(group, place)
+        return len(found)
 
     def _settled(self, turning: Turning) -> set[bytes]:
         """Fingerprints of what is decided as it was seen: complete or refused."""
@@ -103,28 +120,33 @@ class Listing:
                 looked = state == CheckpointState.WAITING or _fingerprint(path, seen) in unmet
                 if looked and path.startswith(prefix):
                     hinted += 1
-                    self._hint(Group(model, path))
+                    self._hint(Group(model, path), None)
         return hinted
 
-    def _groups(self, prefix: str) -> Iterator[tuple[Group, str]]:
-        """Each group below the prefix with its listing's digest. A folder's objects come together, says the store."""
+    def _groups(self, prefix: str) -> Iterator[tuple[Group, str, datetime]]:
+        """Each group below the prefix with its listing's digest, and when its weights were written.
+
+        A folder's objects come together, says the store.
+        """
         group: Group | None = None
-        inside, hasher, pending = "\0", blake3(), list[bytes]()
+        inside, hasher, pending, newest = "\0", blake3(), list[bytes](), _NEVER
         for info in self._store.list(prefix):
             if not info.key.startswith(inside):
                 if group is not None:
-                    yield group, hasher.update(b"".join(pending)).hexdigest(16)
+                    yield group, hasher.update(b"".join(pending)).hexdigest(16), newest
                 place = self._layout.place(info.key)
                 group = place if isinstance(place, Group) else None
                 inside = group.path if group is not None and group.folder else "\0"
-                hasher, pending = blake3(), []
+                hasher, pending, newest = blake3(), [], _NEVER
             if group is not None:
+                if info.modified > newest and (not group.folder or names.is_weights(info.key)):
+                    newest = info.modified
                 pending.append(identity(info))
                 if len(pending) == _PENDING:
                     hasher.update(b"".join(pending))
                     pending.clear()
         if group is not None:
-            yield group, hasher.update(b"".join(pending)).hexdigest(16)
+            yield group, hasher.update(b"".join(pending)).hexdigest(16), newest
 
 
 def _fingerprint(path: str, seen: str) -> bytes:

@@ -9,9 +9,11 @@ from datetime import datetime
 from blake3 import blake3
 
 from weighbridge.daemon.layout import Group, Layout
+from weighbridge.daemon.looks import Order, order
 from weighbridge.registry import recipe
 from weighbridge.registry.errors import InvalidRecipe
 from weighbridge.storage import completeness, names
+from weighbridge.storage import identity as identities
 from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import ObjectInfo, OpenWriter, Ref, Store
@@ -28,10 +30,11 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Not complete, or judged by something that is not; `reason` says what to do."""
+    """Not complete, or judged by something that is not; `reason` says what to do. `weights` are there already."""
 
     reason: str
     seen: str
+    weights: tuple[Ref, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Refused:
 
     reason: str
     seen: str
+    weights: tuple[Ref, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,15 @@ class Found:
     recipe_text: str | None
     eval_pin: Ref | None
     train_pin: Ref | None
-    newest: datetime
-    """When the last of its files was written, by the store's clock."""
     wrong: str | None = None
+
+    @property
+    def weights(self) -> tuple[Ref, ...]:
+        return identities.weights(self.files)
+
+    def order(self, group: Group) -> Order:
+        """Its place among its model's checkpoints: when its weights were written."""
+        return order(identities.written_at(self.weights) or 0.0, group.path)
 
     @property
     def unproven(self) -> bool:
@@ -81,22 +91,22 @@ def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = N
     seen = digest(objects)
     if group.fault is not None:
         return Refused(f"{group.path}: {group.fault}", seen)
-    if group.folder and names.is_unfinished(group.name):
+    if names.is_unfinished(group.name):
         return Waits(f"{group.path} is marked unfinished by its name", seen)
     verdict = completeness.assess(store, objects, path=group.path, now=now)
-    newest = max(info.modified for info in objects)
+    weights = identities.weights(pin(info) for info in objects if not names.is_hidden(info.key[len(group.path) :]))
     try:
         match verdict:
             case completeness.Waiting(reason=reason):
-                return Waits(reason, seen)
+                return Waits(reason, seen, weights)
             case completeness.Unsupported(reason=reason):
-                return Refused(reason, seen)
+                return Refused(reason, seen, weights)
             case completeness.Refused(reason=reason, files=files):
-                return Found(files, "", reason, seen, *_judges(store, layout, group.model), newest, wrong=reason)
+                return Found(files, "", reason, seen, *_judges(store, layout, group.model), wrong=reason)
             case completeness.Complete(proof=proof, files=files, reason=reason):
-                return Found(files, proof, reason, seen, *_judges(store, layout, group.model), newest)
+                return Found(files, proof, reason, seen, *_judges(store, layout, group.model))
     except _Wait as wait:
-        return Waits(str(wait), seen)
+        return Waits(str(wait), seen, weights)
 
 
 def digest(objects: Iterable[ObjectInfo]) -> str:

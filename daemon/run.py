@@ -23,6 +23,7 @@ from weighbridge.daemon.layout import Layout
 from weighbridge.daemon.listing import Listing
 from weighbridge.daemon.looks import Looks
 from weighbridge.daemon.loops import Health, Loop
+from weighbridge.daemon.reading import Reading
 from weighbridge.daemon.reconcile import Control, Reconcile, Sequencer
 from weighbridge.daemon.settings import DaemonSettings
 from weighbridge.daemon.watching import Watching
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 LOOK_THREADS = 4
 """Looks at once: they wait for the store most of the time."""
+READ_THREADS = 2
+"""Checkpoints that were touched, read at once."""
 STOP_SECONDS = 10.0
 """How long the loops may take to finish what they are at."""
 
@@ -72,12 +75,14 @@ class Daemon:
         beside = storage.artifacts in ("", storage.url)
         layout = Layout.of(storage.prefix, storage.artifacts_prefix if beside else "")
         self._notifier = notifier
+        reading = Reading(store, lambda group: self.intake.hint(group), lambda: self._reading.wake())
         self.intake = Intake(
             store,
             layout,
             db,
             notifier,
             Looks(settings.look_seconds, settings.look_max_seconds),
+            reading,
             policies=policies,
             settle_seconds=settings.settle_seconds,
             rescan=lambda prefix: self.listing.request(prefix),
@@ -109,8 +114,17 @@ class Daemon:
         )
         sequencer = Sequencer(db, notifier, owner, poll_seconds=settings.poll_seconds)
         self._looking, self._listing = Loop(self.intake, threads=LOOK_THREADS), Loop(self.listing)
+        self._reading = Loop(reading, threads=READ_THREADS)
         self._dispatch, self._sequencer = Loop(dispatch), Loop(sequencer)
-        self.loops = [self._looking, self._listing, self._dispatch, self._sequencer, Loop(reconcile), Loop(control)]
+        self.loops = [
+            self._looking,
+            self._reading,
+            self._listing,
+            self._dispatch,
+            self._sequencer,
+            Loop(reconcile),
+            Loop(control),
+        ]
         self._watching: Watching | None = None
         if isinstance(store, FolderStore) and settings.watch:
             self._watching = Watching(store.root, self.intake.tell)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlmodel import col
 
-from weighbridge.registry import events
+from weighbridge.registry import events, identity
 from weighbridge.registry.db import Session, insert_or_skip
 from weighbridge.registry.errors import Invalid, NotFound
+from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Model, Version
 
 MAX_NAME = 255
@@ -49,6 +50,7 @@ def page(tx: Session, *, after: str = "", limit: int = 100) -> list[Model]:
 
 
 def latest(tx: Session, model_ids: Sequence[int]) -> Mapping[int, int]:
-    """Return the highest version number of each of these models that has one."""
-    statement = select(col(Version.model_id), func.max(Version.number)).where(col(Version.model_id).in_(model_ids))
-    return {row[0]: row[1] for row in tx.execute(statement.group_by(col(Version.model_id)))}
+    """Return the number of the version whose weights were written last, of each of these models that has one."""
+    mine = col(Version.model_id).in_(model_ids), col(Version.status) != VersionStatus.DUPLICATE
+    found = identity.newest(*mine)
+    return {row[0]: row[1] for row in tx.execute(select(found.c.model_id, found.c.number))}

@@ -26,6 +26,13 @@ def refused(tx: Session, model: str, path: str, *, reason: str, seen: str, proof
     return mark(tx, model, path, state=CheckpointState.REFUSED, reason=reason, seen=seen, proof=proof)
 
 
+def keep(tx: Session, model: str, path: str, *, seen: str) -> Checkpoint:
+    """Note that nothing new lies at the path that a version came from, though a part may be gone."""
+    row = lookup(tx, model, path, lock=True)
+    proof = row.proof if row is not None else ""
+    return mark(tx, model, path, state=CheckpointState.COMPLETE, reason="", seen=seen, proof=proof)
+
+
 def mark(
     tx: Session,
     model: str,

@@ -12,7 +12,7 @@ from weighbridge.registry.schemas import Checkpoint, Event, Page, Version, Versi
 
 POLL_SECONDS: Final = 30.0
 """Longest wait of one call."""
-ENDED: Final = frozenset({"ready", "rejected", "quarantined", "needs_binding", "superseded", "archived"})
+ENDED: Final = frozenset({"ready", "rejected", "quarantined", "needs_binding", "superseded", "duplicate", "archived"})
 """Statuses that no job changes by itself (but for the fast lane, where evaluation may still reject a ready version)."""
 
 

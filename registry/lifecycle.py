@@ -27,6 +27,8 @@ class VersionStatus(StrEnum):
     """Its bytes changed in the bucket before they were safe in the artifact store."""
     ARCHIVED = "archived"
     """Put away by a person; no host is given it any more."""
+    DUPLICATE = "duplicate"
+    """The same weights as another version of the model, which is the one that is judged and served."""
 
 
 class VariantStatus(StrEnum):
@@ -91,6 +93,7 @@ class Verdict(StrEnum):
     QUARANTINED = "quarantined"
     NEEDS_BINDING = "needs_binding"
     SUPERSEDED = "superseded"
+    DUPLICATE = "duplicate"
     NOT_APPLICABLE = "not_applicable"
     NOISY = "noisy"
     """The machine was too busy to compare anything in time: kept as invalid, never a fact, and run again some times."""
@@ -118,15 +121,18 @@ def kind_queue(kind: str) -> str:
 V, S, R = VersionStatus, VariantStatus, RolloutStatus
 TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
     {
-        V.DISCOVERED: frozenset({V.READY, V.REJECTED, V.QUARANTINED, V.NEEDS_BINDING, V.SUPERSEDED}),
+        V.DISCOVERED: frozenset({V.READY, V.REJECTED, V.QUARANTINED, V.NEEDS_BINDING, V.SUPERSEDED, V.DUPLICATE}),
         # A fast-lane version is evaluated after it became ready, and may fail then.
         V.READY: frozenset({V.REJECTED, V.QUARANTINED, V.ARCHIVED}),
         # `rejudge` opens these again; a new template does so for needs_binding.
         V.REJECTED: frozenset({V.DISCOVERED, V.ARCHIVED}),
         V.QUARANTINED: frozenset({V.DISCOVERED, V.ARCHIVED}),
         V.NEEDS_BINDING: frozenset({V.DISCOVERED, V.ARCHIVED}),
-        V.SUPERSEDED: frozenset({V.ARCHIVED}),
+        # Its weights proved to lie there as they did: only their dates, or what is beside them, had changed.
+        V.SUPERSEDED: frozenset({V.DISCOVERED, V.ARCHIVED}),
         V.ARCHIVED: frozenset(),
+        # Its owner's bytes are lost, and these are the same.
+        V.DUPLICATE: frozenset({V.DISCOVERED}),
         R.PENDING: frozenset({R.RUNNING, R.ABORTED}),
         R.RUNNING: frozenset({R.HOLDING, R.PAUSED, R.ROLLING_BACK, R.FINISHED, R.ABORTED}),
         R.HOLDING: frozenset({R.RUNNING, R.PAUSED, R.ROLLING_BACK, R.FINISHED, R.ABORTED}),
@@ -197,6 +203,7 @@ _VERDICT_STATUS = {
     Verdict.QUARANTINED: V.QUARANTINED,
     Verdict.NEEDS_BINDING: V.NEEDS_BINDING,
     Verdict.SUPERSEDED: V.SUPERSEDED,
+    Verdict.DUPLICATE: V.DUPLICATE,
 }
 
 

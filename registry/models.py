@@ -105,7 +105,7 @@ class Checkpoint(SQLModel, table=True):
 
 
 class Version(SQLModel, table=True):
-    """One registered checkpoint of a model; immutable but for its status. Unique by the digest of its pins."""
+    """One registered checkpoint of a model; immutable but for status and pins. Its weights are no other version's."""
 
     __tablename__ = "version"
     __table_args__ = (
@@ -113,6 +113,8 @@ class Version(SQLModel, table=True):
         UniqueConstraint("model_id", "pins_digest"),
         UniqueConstraint("model_id", "idempotency_key"),
         Index("ix_version_model_newest", "model_id", "id"),
+        Index("ix_version_model_written", "model_id", "written_at"),
+        Index("uq_version_model_id_weights", "model_id", "weights", unique=True),
     )
     id: int | None = Field(default=None, primary_key=True)
     model_id: int = Field(foreign_key="model.id")
@@ -122,6 +124,7 @@ class Version(SQLModel, table=True):
     status: str = Field(default="discovered", max_length=16, index=True)
     reason: str = _text()
     pins_digest: str = Field(max_length=64)
+    """Of the pins that it was recorded with."""
     idempotency_key: str | None = Field(default=None, max_length=255)
     proof: str = Field(default="", max_length=16)
     proof_reason: str = _text()
@@ -134,6 +137,13 @@ class Version(SQLModel, table=True):
     """The training set (`train.safetensors`) at record time: for calibration and recovery; or None."""
     source_digest: str | None = Field(default=None, max_length=64)
     """BLAKE3 of the canonical list of (path, size, digest); filled by validation."""
+    weights: str | None = Field(default=None, max_length=64)
+    """Digest of the content of its weight files (storage.identity), once it was judged: no other version has it. A
+    duplicate has none; what was read of it is in its facts."""
+    duplicate_of: int | None = Field(default=None)
+    """The number of the version that has the same weights."""
+    written_at: float = _time()
+    """When its weights were written, by the store's clock: the order of versions, whenever they were found."""
     evidence: dict[str, Any] = _json()
     facts: dict[str, Any] = _json()
     judgement: int = Field(default=1)

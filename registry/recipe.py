@@ -83,6 +83,8 @@ class RolloutSettings(_Strict):
 
     automatic: bool = False
     """Start by itself when a version becomes ready."""
+    again: bool = False
+    """Start by itself also when weights that are known come again: the version that they are is rolled out."""
     approval: bool = False
     """Wait for a person's `approve` before the first wave."""
     fleet: dict[str, str] = Field(default_factory=dict)

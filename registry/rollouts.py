@@ -17,7 +17,7 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from weighbridge.registry import champion, events, hosts, jobs, lifecycle, rollout_settings, rollout_variants
+from weighbridge.registry import champion, events, hosts, identity, jobs, lifecycle, rollout_settings, rollout_variants
 from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, NotFound
@@ -75,18 +75,12 @@ def start(
 def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Rollout | None:
     """Start the rollout of the newest ready version, where policy and recipe say so; None where there is nothing to do.
 
-    Never of an unproven version, of one that had a rollout before, of one older than the champion, or beside another.
+    The newest is whose weights were written last. Never of an unproven version, of one that had a rollout before, of
+    one older than the champion (`held` says so), or beside another.
     """
     model = tx.get_one(Model, model_id)
-    floor = champion.number(tx, model_id) or 0
-    version = tx.scalars(
-        select(Version)
-        .where(Version.model_id == model_id, Version.status == VersionStatus.READY)
-        .where(col(Version.unproven).is_(False), Version.number > floor)
-        .order_by(col(Version.number).desc())
-        .limit(1)
-    ).one_or_none()
-    if version is None or _had_rollout(tx, version):
+    version = _newest(tx, model_id)
+    if version is None or _had_rollout(tx, version) or not _is_newer(tx, version):
         return None
     settings = rollout_settings.of(tx, version, policy_for(model.name, policies))
     if not settings.automatic:
@@ -97,6 +91,36 @@ def start_automatic(tx: Session, model_id: int, policies: tuple[Policy, ...] = (
     try:
         return _start(tx, model, version, settings, actor=_SELF, reason="automatic: the version became ready")
     except Conflict:  # another transaction was faster; its end starts the newest
+        return None
+
+
+def held(tx: Session, version: Version, policies: tuple[Policy, ...] = ()) -> str | None:
+    """Why a ready version does not roll out by itself though its recipe says so: it is older than the champion."""
+    model = tx.get_one(Model, version.model_id)
+    settings = rollout_settings.of(tx, version, policy_for(model.name, policies))
+    serves = champion.number(tx, version.model_id)
+    if not settings.automatic or version.unproven or serves in (None, version.number) or _is_newer(tx, version):
+        return None
+    return (
+        f"its weights were written before those of the champion, version {serves}: it does not roll out by itself; "
+        f"`weighbridge rollouts start {model.name} {version.number}` rolls it out"
+    )
+
+
+def start_again(tx: Session, duplicate: Version, policies: tuple[Policy, ...] = ()) -> Rollout | None:
+    """Weights that are known came again: roll out the version that they are, only where the recipe says `again`."""
+    model = tx.get_one(Model, duplicate.model_id)
+    settings = rollout_settings.of(tx, duplicate, policy_for(model.name, policies))
+    assert duplicate.duplicate_of is not None
+    version = _numbered(tx, duplicate.model_id, duplicate.duplicate_of)
+    if not settings.automatic or not settings.again or duplicate.unproven or version.unproven:
+        return None
+    if version.status != VersionStatus.READY or champion.number(tx, duplicate.model_id) == version.number:
+        return None
+    reason = f"automatic: its weights came again, as version {duplicate.number}"
+    try:
+        return _start(tx, model, version, settings, actor=_SELF, reason=reason)
+    except Conflict:  # one is under way: the duplicate's reason says how to start it afterwards
         return None
 
 
@@ -295,7 +319,7 @@ def report(
 def _version(tx: Session, model: Model, number: int | None) -> Version:
     query = select(Version).where(Version.model_id == model.id)
     if number is None:
-        query = query.where(Version.status == VersionStatus.READY).order_by(col(Version.number).desc()).limit(1)
+        query = query.where(Version.status == VersionStatus.READY).order_by(*identity.newest_first()).limit(1)
     else:
         query = query.where(Version.number == number)
     version = tx.scalars(query).one_or_none()
@@ -308,6 +332,22 @@ def _version(tx: Session, model: Model, number: int | None) -> Version:
 
 def _numbered(tx: Session, model_id: int, number: int) -> Version:
     return tx.scalars(select(Version).where(Version.model_id == model_id, Version.number == number)).one()
+
+
+def _newest(tx: Session, model_id: int) -> Version | None:
+    """The ready, proven version whose weights were written last."""
+    mine = select(Version).where(Version.model_id == model_id, Version.status == VersionStatus.READY)
+    mine = mine.where(col(Version.unproven).is_(False)).order_by(*identity.newest_first())
+    return tx.scalars(mine.limit(1)).one_or_none()
+
+
+def _is_newer(tx: Session, version: Version) -> bool:
+    """Whether its weights were written after the champion's; true where nothing is served yet."""
+    number = champion.number(tx, version.model_id)
+    if number is None:
+        return True
+    serves = _numbered(tx, version.model_id, number)
+    return (version.written_at, version.number) > (serves.written_at, serves.number)
 
 
 def _had_rollout(tx: Session, version: Version) -> bool:

@@ -218,12 +218,18 @@ class Version(Wire):
     proof: str = ""
     unproven: bool = False
     source_digest: str | None = None
+    weights: str | None = None
+    """Digest of what its weight files hold: its identity. None until it was judged, and for a duplicate."""
+    duplicate_of: int | None = None
+    """The number of the version that has the same weights."""
     size: int = 0
     aliases: list[str] = []
     tags: dict[str, str] = {}
     evidence: dict[str, Any] = {}
     revision: int
     created_at: datetime
+    written_at: datetime | None = None
+    """When its weights were written: the order of versions. (None: a registry that does not say.)"""
     ready_at: datetime | None = None
 
 

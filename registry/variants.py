@@ -13,7 +13,7 @@ from sqlalchemy import String, and_, cast, exists, func, literal, or_, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from weighbridge.registry import events, jobs, lifecycle, versions, workers_seen
+from weighbridge.registry import events, identity, jobs, lifecycle, versions, workers_seen
 from weighbridge.registry.db import Session, clock, insert_into, insert_or_skip
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.lifecycle import (
@@ -197,9 +197,9 @@ def _unmeasured(ready: Any, kinds: Sequence[str]) -> Any:
     """The ready variants that a live kind of worker has no job for, of versions that are measured and matter."""
     key = literal("variant:") + cast(col(Variant.id), String) + f":{Stage.BENCHMARK}:"
     missing = [~exists().where(col(Job.key) == key + kind + _judgement()) for kind in kinds]
-    newest = select(func.max(col(Version.id))).where(col(Version.status) == VersionStatus.READY)
+    newest = identity.newest(col(Version.status) == VersionStatus.READY)
     pointed = and_(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
-    matter = newest.group_by(col(Version.model_id)).union(select(col(Version.id)).join(Alias, pointed))
+    matter = select(newest.c.id).union(select(col(Version.id)).join(Alias, pointed))
     built = aliased(Variant)
     pending = exists().where(col(built.version_id) == Version.id, col(built.status) == VariantStatus.PENDING)
     measured = func.coalesce(

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import String, and_, cast, exists, insert, literal, select, update
+from sqlalchemy import String, and_, cast, exists, literal, select, update
 from sqlmodel import col
 
-from weighbridge.registry import catalog, checkpoints, events, jobs, lifecycle, recipes
+from weighbridge.registry import catalog, checkpoints, events, identity, jobs, lifecycle, recipes
 from weighbridge.registry.db import Session, clock
 from weighbridge.registry.errors import Conflict, NotFound
+from weighbridge.registry.identity import Change, Known
 from weighbridge.registry.lifecycle import (
     CheckpointState,
     IllegalTransition,
@@ -28,11 +29,15 @@ from weighbridge.registry.lifecycle import (
 )
 from weighbridge.registry.models import Alias, CheckpointFile, Job, Model, Recipe, Variant, Version
 from weighbridge.registry.recipe import Policy, policy_for
+from weighbridge.storage.identity import weights as weights_of
+from weighbridge.storage.identity import written_at
 from weighbridge.storage.protocols import Ref
+from weighbridge.storage.streaming import digest_bytes
 
 _STAGES = (Stage.VALIDATE, Stage.EVALUATE)
 _JUDGED = (VersionStatus.DISCOVERED, VersionStatus.READY)
 """The states in which jobs still decide."""
+_NOTHING_NEW = (Change.SAME, Change.LESS)
 _VARIANT = {
     VersionStatus.READY: VariantStatus.READY,
     VersionStatus.REJECTED: VariantStatus.REJECTED,
@@ -66,44 +71,73 @@ def record(
     actor: str,
     train_pin: Ref | None = None,
     unproven: bool = False,
+    weights: str | None = None,
     refused: str | None = None,
 ) -> Recorded:
-    """Record a complete checkpoint: version, files, first job, event. The same pins are the version that is there.
+    """Record a complete checkpoint: version, files, first job, event. The same weights are the version that is there.
 
-    `refused` says why the content is wrong for good: quarantined at once, without a job. Raises InvalidRecipe, Invalid.
+    `weights` is their digest where somebody read them. `refused` says why the content is wrong for good: quarantined
+    at once, without a job. Raises InvalidRecipe, Invalid.
     """
-    row = catalog.ensure(tx, model, actor=actor)  # Locks the model: of racing recorders one inserts.
-    assert row.id is not None
+    catalog.check_name(model)
+    before = checkpoints.lookup(tx, model, path, lock=True)  # Of racing recorders of a path one inserts.
+    as_seen = before is not None and (before.state, before.seen) == (CheckpointState.COMPLETE, seen)
     checkpoint = checkpoints.mark(
         tx, model, path, state=CheckpointState.COMPLETE, reason="", seen=seen, proof=proof, actor=actor
     )
-    same = select(Version).where(col(Version.model_id) == row.id, col(Version.pins_digest) == pins_digest)
-    if (there := tx.scalars(same).one_or_none()) is not None:
-        return Recorded(there, False, [])
+    known = identity.current(tx, model, path, lock=True)
+    if known is not None and (same := identity.compare(known, weights_of(files), weights)) in _NOTHING_NEW:
+        settled = as_seen and known.version.status != VersionStatus.SUPERSEDED
+        again = [] if settled or same is Change.LESS else _accompany(tx, known, files, model, actor=actor)
+        return Recorded(known.version, False, again)
+    row = catalog.ensure(tx, model, actor=actor)
+    assert row.id is not None
     recipe = recipes.pin(tx, model, recipe_text, policy)
     version = Version(
         model_id=row.id,
         number=_next_number(tx, row.id),
         checkpoint_id=checkpoint.id,
         path=path,
-        pins_digest=pins_digest,
+        # Put again within the grain of the store's clock, after something else, it may have the pins that it had.
+        pins_digest=pins_digest if known is None else digest_bytes(f"{pins_digest}:{known.version.id}".encode()),
         proof=proof,
         proof_reason=proof_reason,
         unproven=unproven,
         recipe_id=recipe.id,
         eval_pin=asdict(eval_pin) if eval_pin else None,
         train_pin=asdict(train_pin) if train_pin else None,
+        facts={"weights": weights} if weights else {},
         size=sum(file.size for file in files),
+        written_at=written_at(weights_of(files)) or clock(tx),
     )
     tx.add(version)
     tx.flush()
-    _insert_files(tx, version, files)
+    identity.add_files(tx, version, files)
     told = {"path": path, "proof": proof, "unproven": unproven, "recipe": recipe.digest, "size": version.size}
     _tell(tx, version, model, "recorded", after=told, actor=actor, reason=proof_reason)
     if refused is not None:
         _move(tx, version, model, VersionStatus.QUARANTINED, refused, actor=actor)
         return Recorded(version, True, [])
+    if weights is not None and (owner := identity.having(tx, row.id, weights)) is not None:
+        reason = identity.duplicate(tx, version, owner, model)
+        _move(tx, version, model, VersionStatus.DUPLICATE, reason, actor=actor)
+        return Recorded(version, True, _roll_out(tx, version, VersionStatus.DISCOVERED, (policy,)))
     return Recorded(version, True, _insert_jobs(tx, version, (Stage.VALIDATE,)))
+
+
+def _accompany(tx: Session, known: Known, files: Sequence[Ref], model: str, *, actor: str) -> list[Job]:
+    """Nothing new was written; a judgement that reads pins which are no more begins anew on those that are."""
+    version = known.version
+    stale = identity.accompany(tx, known, files, model, actor=actor)
+    if version.status == VersionStatus.SUPERSEDED:
+        return reopen(tx, version, model, actor=actor, reason="the same weights lie there")
+    if not stale:
+        return []
+    jobs.cancel(tx, "version", _id(version))
+    version.judgement += 1
+    version.revision += 1
+    tx.flush()
+    return _insert_jobs(tx, version, (Stage.VALIDATE,))
 
 
 def lock(tx: Session, version_id: int) -> Version:
@@ -115,13 +149,14 @@ def lock(tx: Session, version_id: int) -> Version:
 
 
 def get(tx: Session, model: str, selector: int | str) -> Version:
-    """Return a version by number (`3`, `"3"`), alias, or `latest` (the highest number). Raises NotFound."""
+    """Return a version by number (`3`, `"3"`), alias, or `latest` (written last). Raises NotFound."""
     named = select(col(Model.id)).where(col(Model.name) == model).scalar_subquery()
     statement = select(Version).where(col(Version.model_id) == named)
     if isinstance(selector, int) or (selector.isascii() and selector.isdigit()):
         statement = statement.where(col(Version.number) == int(selector))
     elif selector == "latest":
-        statement = statement.order_by(col(Version.number).desc()).limit(1)
+        statement = statement.where(col(Version.status) != VersionStatus.DUPLICATE)
+        statement = statement.order_by(*identity.newest_first()).limit(1)
     else:
         pointed = and_(col(Alias.model_id) == col(Version.model_id), col(Alias.number) == col(Version.number))
         statement = statement.join(Alias, pointed).where(col(Alias.name) == selector)
@@ -150,6 +185,9 @@ def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Poli
     new = _insert_jobs(tx, version, plan.jobs)
     if version.status == VersionStatus.READY and old is not VersionStatus.READY:
         new += _open_variants(tx, version, actor=actor)
+    if plan.status is VersionStatus.SUPERSEDED is not old and (heir := identity.inherit(tx, version)) is not None:
+        model = tx.get_one(Model, version.model_id)
+        new += reopen(tx, heir, model.name, actor=actor, reason=f"the bytes of version {version.number} are lost")
     return new + _roll_out(tx, version, old, policies)
 
 
@@ -172,7 +210,7 @@ def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, po
     Raises NotFound, Conflict unless it ended as rejected, quarantined or needs_binding.
     """
     version = lock(tx, _id(get(tx, model, number)))
-    newest = get(tx, model, "latest")
+    newest = _recorded_last(tx, version.model_id)  # what it pins was read last
     pinned = tx.get(Recipe, newest.recipe_id) if newest.recipe_id is not None else None
     recipe = recipes.pin(tx, model, pinned.text if pinned else None, policy_for(model, tuple(policies)))
     version.recipe_id, version.eval_pin, version.train_pin = recipe.id, newest.eval_pin, newest.train_pin
@@ -207,6 +245,11 @@ def files(tx: Session, version_id: int) -> list[CheckpointFile]:
     return list(tx.scalars(mine.order_by(col(CheckpointFile.key))))
 
 
+def _recorded_last(tx: Session, model_id: int) -> Version:
+    mine = select(Version).where(col(Version.model_id) == model_id)
+    return tx.scalars(mine.order_by(col(Version.number).desc()).limit(1)).one()
+
+
 def _id(version: Version) -> int:
     assert version.id is not None
     return version.id
@@ -219,22 +262,6 @@ def _next_number(tx: Session, model_id: int) -> int:
         taken.returning(col(Model.next_version)), execution_options={"synchronize_session": False}
     ).scalar_one()
     return int(next_one) - 1
-
-
-def _insert_files(tx: Session, version: Version, refs: Sequence[Ref]) -> None:
-    rows = [
-        {
-            "version_id": version.id,
-            "key": ref.key,
-            "size": ref.size,
-            "etag": ref.etag,
-            "object_version": ref.version_id,
-            "modified": ref.modified,
-        }
-        for ref in refs
-    ]
-    if rows:
-        tx.execute(insert(CheckpointFile), rows)
 
 
 def _views(tx: Session, version: Version) -> list[JobView]:
@@ -277,6 +304,8 @@ def _move(
     version.revision += 1
     if status is VersionStatus.READY:
         version.ready_at = clock(tx)
+    if status is VersionStatus.SUPERSEDED:
+        version.weights = None  # nobody has them: what comes back is judged
     if status not in _JUDGED:
         jobs.cancel(tx, "version", _id(version))
     if old is VersionStatus.READY:
@@ -286,6 +315,8 @@ def _move(
         tx.execute(update(Variant).where(original).values(status=_VARIANT[status], reason=reason))
     tx.flush()
     before, after = {"status": str(old)}, {"status": str(status)}
+    if version.duplicate_of is not None:
+        after |= {"path": version.path, "duplicate_of": str(version.duplicate_of)}
     _tell(tx, version, model, str(status), before=before, after=after, actor=actor, reason=why or reason)
 
 
@@ -310,6 +341,13 @@ def _roll_out(tx: Session, version: Version, old: VersionStatus, policies: Seque
 
     if version.status == VersionStatus.READY and old is not VersionStatus.READY:
         rollout = rollouts.start_automatic(tx, version.model_id, tuple(policies))
+        if rollout is not None and rollout.id is not None:
+            return jobs.of(tx, "rollout", rollout.id, states=[JobState.QUEUED])
+        if (why := rollouts.held(tx, version, tuple(policies))) is not None:
+            version.facts = {**version.facts, "held": why}
+            _tell(tx, version, tx.get_one(Model, version.model_id).name, "held", actor="weighbridge", reason=why)
+    elif version.status == VersionStatus.DUPLICATE and old is not VersionStatus.DUPLICATE:
+        rollout = rollouts.start_again(tx, version, tuple(policies))
         if rollout is not None and rollout.id is not None:
             return jobs.of(tx, "rollout", rollout.id, states=[JobState.QUEUED])
     elif old is VersionStatus.READY and version.status != VersionStatus.READY:

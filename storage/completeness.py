@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import islice
 from typing import Protocol
 
 from weighbridge.storage import names
+from weighbridge.storage.claims import is_claim
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.index import Index, MalformedIndex, read_index
 from weighbridge.storage.pins import pin
@@ -22,6 +24,8 @@ from weighbridge.storage.safetensors_header import Header, MalformedHeader, Shor
 
 QUIET = 30.0
 """Seconds without a change that must do where nobody can tell whether a file has a writer."""
+_NEIGHBOURS = 1000
+"""Objects with the same start that are searched for marks."""
 
 
 class Proof(StrEnum):
@@ -148,7 +152,7 @@ class _Assessment:
         self._prove_written(keys)
         for key in filter(names.is_weights, keys):
             self._header(key)
-        ignored = [key for key in self._objects.keys() - {*keys, manifest} if not key.endswith(names.PUBLISHING)]
+        ignored = [key for key in self._objects.keys() - {*keys, manifest} if not is_claim(key[len(self._root) :])]
         more = f"; left out, since it does not name them: {len(ignored)}" if ignored else ""
         count = f"{len(keys)} file{'s' * (len(keys) != 1)}"
         return Complete(Proof.P0, self._pins([*keys, manifest]), f"{names.PUBLISHED} names {count}, all there{more}")
@@ -189,12 +193,26 @@ class _Assessment:
         """No name, no sibling and no open upload says that somebody is still writing."""
         if uploads := [key for key in self._uploads if self._path.endswith("/") or key == self._path]:
             raise _Wait(f"a multipart upload of {min(uploads)} is not finished: complete or abort it")
-        below = {key: key[len(self._root) :] for key in self._objects}
-        if marked := sorted(key for key, name in below.items() if names.is_unfinished(name)):
+        below = {key[len(self._root) :]: key for key in self._objects}
+        if marked := sorted(key for name, key in below.items() if names.is_unfinished(name)):
             raise _Wait(f"{marked[0]} is marked unfinished by its name")
-        stem = self._path.removesuffix("/").removesuffix(names.SAFETENSORS)
-        for info in self._store.list(f"{stem}-unfinished"):
-            raise _Wait(f"the marker {info.key} says that it is unfinished")
+        for name, key in below.items():
+            ends = (end for end in names.BESIDE if name.lower().endswith(end))
+            if other := next((name[: -len(end)] for end in ends if name[: -len(end)] in below), None):
+                raise _Wait(f"{key} beside it says that {below[other]} is unfinished")
+        if marker := self._marker():
+            raise _Wait(f"the marker {marker} says that it is unfinished")
+
+    def _marker(self) -> str | None:
+        """The object beside the path whose whole name marks it; one of its folder counts as its first."""
+        path = self._path.removesuffix("/")
+        parent, slash, name = path.rpartition("/")
+        starts = f"{path}." if self._path.endswith("/") else path, f"{path.removesuffix(names.SAFETENSORS)}-unfinished"
+        for start in starts:
+            for info in islice(self._store.list(start), _NEIGHBOURS):
+                if names.marks(name, info.key[len(parent + slash) :].partition("/")[0]):
+                    return info.key
+        return None
 
     def _prove_written(self, keys: Iterable[str]) -> None:
         """No open upload, no empty file, no open writer; where writers cannot be seen, a quiet period."""

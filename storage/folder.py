@@ -23,6 +23,7 @@ from weighbridge.storage.errors import (
 )
 from weighbridge.storage.keys import check_key, check_prefix, is_valid
 from weighbridge.storage.listing import check_folder
+from weighbridge.storage.pins import disk_etag
 from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
 from weighbridge.storage.streaming import check_range, chunks
 
@@ -190,14 +191,18 @@ class FolderStore:
                 yield info
 
     def _scan(self, folder: str) -> Sequence[os.DirEntry[str]]:
-        """The valid names in a folder, sorted; none where the folder is not (any more)."""
-        if folder and not self._inside(folder):
+        """The valid names in a folder, sorted; none where the folder is not (any more), or lies behind a link."""
+        if folder and self._linked(folder):
             return []
         try:
             with self._errors(folder), os.scandir(self.root / folder) as entries:
                 return sorted((entry for entry in entries if is_valid(folder + entry.name)), key=lambda e: e.name)
         except ObjectNotFound:
             return []
+
+    def _linked(self, folder: str) -> bool:
+        """Whether a link leads to the folder: what it holds is listed where it lies, whoever asks and however."""
+        return Path(os.path.realpath(self.root / folder)) != self._real_root() / folder
 
     def _inside(self, folder: str) -> bool:
         return Path(os.path.realpath(self.root / folder)).is_relative_to(self._real_root())
@@ -254,5 +259,4 @@ class _FileRange(io.RawIOBase):
 
 
 def _describe(key: str, status: os.stat_result) -> ObjectInfo:
-    etag = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
-    return ObjectInfo(key, status.st_size, etag, datetime.fromtimestamp(status.st_mtime, UTC))
+    return ObjectInfo(key, status.st_size, disk_etag(status), datetime.fromtimestamp(status.st_mtime, UTC))

@@ -12,8 +12,6 @@ EVAL = "eval.safetensors"
 TRAIN = "train.safetensors"
 GOLDEN = "golden.safetensors"
 PUBLISHED = "weighbridge.json"
-PUBLISHING = "weighbridge-unfinished"
-"""What `publish` puts into the folder first and takes out last, so that structure alone proves nothing meanwhile."""
 RESERVED = frozenset({RECIPE, EVAL, TRAIN, GOLDEN, PUBLISHED})
 """Never checkpoints, wherever they lie."""
 
@@ -29,8 +27,17 @@ OTHER_WEIGHTS = frozenset(
 COMPANIONS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", "tokenizer")
 """Starts of names of trainer state, which comes in formats of weights (`optimizer.pt`) without being any."""
 
-UNFINISHED = (".tmp", ".incomplete", ".part", ".partial", "-unfinished", "-unfinished.txt")
-"""Ends of names that say that somebody is still writing."""
+UNFINISHED = (
+    *(".tmp", ".temp", ".incomplete", ".part", ".partial", ".filepart", ".crdownload", ".opdownload", ".download"),
+    *(".aria2", ".!ut", ".!qb", "-unfinished", "-unfinished.txt"),
+)
+"""Ends of names, in lower case, that say that somebody is still writing, or fetching."""
+
+BESIDE = (*UNFINISHED, ".st", ".bc!", ".td", "~")
+"""The same for a name that is another's with this end: these say so only beside that other (`x.safetensors.st`)."""
+
+_STAGED = re.compile(r"tmp-checkpoint-\d+|.*\.orbax-checkpoint-tmp(-\d+)?")
+"""Whole names under which trainers write a folder before they rename it."""
 
 
 def is_reserved(name: str) -> bool:
@@ -66,8 +73,15 @@ def is_hidden(path: str) -> bool:
 
 
 def is_unfinished(key: str) -> bool:
-    """Say whether any part of a key carries a writer's mark (`x.tmp`, `run-1-unfinished/…`)."""
-    return any(part.endswith(UNFINISHED) for part in key.split("/"))
+    """Say whether any part of a key carries a writer's mark (`x.tmp`, `run-1-unfinished/…`, `tmp-checkpoint-5/…`)."""
+    return any(part.lower().endswith(UNFINISHED) or _STAGED.fullmatch(part) for part in key.split("/"))
+
+
+def marks(name: str, other: str) -> bool:
+    """Say whether a sibling's whole name marks `name` unfinished: `x.safetensors.aria2`, `x-unfinished`."""
+    stem = name.removesuffix(SAFETENSORS)
+    rest = other.removeprefix(name) if other.startswith(name) else ""
+    return rest.lower() in BESIDE or other in (f"{stem}-unfinished", f"{stem}-unfinished.txt")
 
 
 def suffix(name: str) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weighbridge.storage import names
+from weighbridge.storage import claims, names
+from weighbridge.storage.claims import Claim
 from weighbridge.storage.errors import (
     AlreadyPublished,
     InvalidName,
@@ -59,26 +60,40 @@ def publish(
     """Write the checkpoint `<model>/<name>/` and, last, the manifest that makes it complete.
 
     `source` is a safetensors file, a folder, or tensors by name; `golden` is a file or arrays named `input.<name>` and
-    `output.<name>`. A try that broke off can be repeated under the same name.
+    `output.<name>`. A try that broke off can be repeated under the same name; of several at once one publishes, and the
+    others send nothing.
     Raises InvalidName, AlreadyPublished, MissingDependency (tensors need safetensors), and what the store raises.
     """
     folder = f"{names.check_model(model)}/{names.check_checkpoint(name)}/"
     target = open_store(store) if isinstance(store, str) else store
     _prove_free(target, folder)
-    with _gathered(source, golden) as paths:
-        target.put(folder + names.PUBLISHING, b"")
-        files = _send(target, folder, paths, progress)
-    manifest = Published(files=files, metadata=dict(metadata or {})).canonical()
-    try:
-        target.put(folder + names.PUBLISHED, manifest, if_none_match=True)
-    except PreconditionFailed as error:
-        raise _taken(target, folder) from error
-    target.delete(folder + names.PUBLISHING)
+    with _gathered(source, golden) as paths, _claimed(target, folder) as claim:
+        _prove_free(target, folder)  # again: one may have ended while this one claimed the name
+        files = _send(target, folder, paths, claim, progress)
+        manifest = Published(files=files, metadata=dict(metadata or {})).canonical()
+        try:
+            target.put(folder + names.PUBLISHED, manifest, if_none_match=True)
+        except PreconditionFailed as error:
+            raise _taken(target, folder) from error
     return PublishResult(model, name, folder, digest_bytes(manifest), files)
 
 
+@contextmanager
+def _claimed(target: Store, folder: str) -> Iterator[Claim]:
+    claim = claims.take(target, folder)
+    try:
+        yield claim
+    except AlreadyPublished:
+        claim.release()  # nothing of ours is left there that must be marked
+        raise
+    except BaseException:
+        claim.give_up()
+        raise
+    claim.release()
+
+
 def _send(
-    target: Store, folder: str, paths: Mapping[str, Path], progress: Progress | None
+    target: Store, folder: str, paths: Mapping[str, Path], claim: Claim, progress: Progress | None
 ) -> tuple[PublishedFile, ...]:
     """Store every file, digesting it on the way: the manifest names the bytes that were sent."""
     done, total = 0, sum(path.stat().st_size for path in paths.values())
@@ -88,13 +103,16 @@ def _send(
         def count(size: int, path: str = path) -> None:
             nonlocal done
             done += size
+            claim.renew()
             if progress is not None:
                 progress(path, done, total)
 
+        claim.prove()
         with paths[path].open("rb") as file:
             reader = DigestingReader(file, size=paths[path].stat().st_size, progress=count)
             target.put(folder + path, reader)  # type: ignore[arg-type]
         sent.append(PublishedFile(path=path, size=reader.size, digest=reader.digest))
+    claim.prove()
     return tuple(sent)
 
 

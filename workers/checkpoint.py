@@ -14,7 +14,7 @@ from typing import Any
 from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import ArtifactFile
 from weighbridge.engines.stream import Inspector, TensorStats
-from weighbridge.storage import names
+from weighbridge.storage import identity, names
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import PreconditionFailed, StorageError
 from weighbridge.storage.index import MalformedIndex, read_index
@@ -49,6 +49,11 @@ class Contents:
         """BLAKE3 of the canonical JSON of every file's path, size and digest."""
         rows = sorted([file.path, file.size, file.digest] for file in self.files)
         return digest_bytes(json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode())
+
+    @property
+    def weights_digest(self) -> str:
+        """What tells these weights from others, wherever they lie."""
+        return identity.digest(file.digest for file in self.weights)
 
     @property
     def tensors(self) -> dict[str, Parameter]:

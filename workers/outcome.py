@@ -45,6 +45,11 @@ class Outcome:
         return cls(Verdict.SUPERSEDED, reason)
 
     @classmethod
+    def duplicate(cls, reason: str, facts: Mapping[str, Any] | None = None) -> Outcome:
+        """Another version has these weights, and is the one that is judged."""
+        return cls(Verdict.DUPLICATE, reason, facts or {})
+
+    @classmethod
     def not_applicable(cls, reason: str, facts: Mapping[str, Any] | None = None) -> Outcome:
         """There is nothing to measure, and nothing demands that it be measured. Never a pass."""
         return cls(Verdict.NOT_APPLICABLE, reason, facts or {})

@@ -12,10 +12,10 @@ from sqlmodel import col, select
 
 from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import TensorSpec
-from weighbridge.registry import artifacts, champion, jobs, templates, versions
+from weighbridge.registry import artifacts, champion, identity, jobs, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
-from weighbridge.registry.lifecycle import Stage
+from weighbridge.registry.lifecycle import Stage, Verdict
 from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
 from weighbridge.registry.recipe import Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
@@ -158,6 +158,7 @@ def open_stages(db: Database, settings: RunSettings) -> TorchStages:
 def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     """Write what a stage found and finish its job, all or nothing. Raises FencedOut."""
     version = versions.lock(tx, claim.subject_id)
+    outcome = _claimed(tx, version, claim, outcome)
     facts = dict(outcome.facts)
     version.evidence = {**version.evidence, **facts.pop("evidence", {})}
     version.facts = {**version.facts, **facts}
@@ -176,6 +177,21 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
         artifacts.record_metrics(tx, variant.id, outcome.metrics, judgement=version.judgement)
         artifacts.record_gates(tx, variant.id, outcome.gates, judgement=version.judgement)
     jobs.finish(tx, claim, outcome.verdict, outcome.reason, {"verdict": outcome.verdict, "reason": outcome.reason})
+
+
+def _claimed(tx: Session, version: Version, claim: Claim, outcome: Outcome) -> Outcome:
+    """The outcome, or that another version has these weights: that one was judged, and nothing is kept of this one.
+
+    What is quarantined may be so for what accompanies its weights: it keeps them from nobody.
+    """
+    weights = outcome.facts.get("weights")
+    if claim.stage is not Stage.VALIDATE or weights is None or outcome.verdict is Verdict.QUARANTINED:
+        return outcome
+    reason = identity.claim(tx, version, weights)
+    if reason is None:
+        return outcome
+    known = {name: outcome.facts[name] for name in ("weights", "source_digest", "files") if name in outcome.facts}
+    return Outcome.duplicate(reason, known)
 
 
 def _record_digests(tx: Session, version: Version, files: Any) -> None:

@@ -25,8 +25,9 @@ from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
 from weighbridge.engines.stream import TensorStats
 from weighbridge.registry.recipe import ProgramWish
+from weighbridge.storage import identity
 from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.streaming import Progress
 from weighbridge.workers import bindings, checkpoint
@@ -71,10 +72,23 @@ def validate(
         outcome = _weigh(task, contents, blobs, cache)
         _prove_unchanged(source, task.files)
     except checkpoint.Unsafe as wrong:
-        return Outcome.quarantined(str(wrong), {"evidence": _evidence()})
+        return _quarantined(task, source, str(wrong), progress)
     except (PreconditionFailed, ObjectNotFound) as gone:
-        return Outcome.superseded(f"the content changed while it was validated: {gone}")
+        return _superseded(gone)
     return outcome
+
+
+def _quarantined(task: ValidateTask, source: Get, reason: str, progress: Progress | None) -> Outcome:
+    """Not safe to be looked into; its weights are told from others all the same, so that nothing brings it back."""
+    try:
+        weights = identity.read(source, identity.weights(task.files), progress)
+    except (PreconditionFailed, ObjectNotFound) as gone:
+        return _superseded(gone)
+    return Outcome.quarantined(reason, {"evidence": _evidence(), "weights": weights})
+
+
+def _superseded(gone: StorageError) -> Outcome:
+    return Outcome.superseded(f"the content changed while it was validated: {gone}")
 
 
 def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:
@@ -172,6 +186,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
     largest = sorted(stats, key=lambda one: (-one.nbytes, one.name))[:_LISTED]
     return {
         "source_digest": contents.source_digest,
+        "weights": contents.weights_digest,
         "files": [file.model_dump(mode="json") for file in contents.files],
         "tensors": {
             "count": len(stats),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 import pytest
 from fixtures.checkpoints import safetensors, sharded
 
+from weighbridge.storage import claims
+from weighbridge.storage.claims import Holder
 from weighbridge.storage.completeness import Complete, Proof, Waiting, look
 from weighbridge.storage.errors import AlreadyPublished, InvalidName, StorageFull
 from weighbridge.storage.memory import MemoryStore
@@ -16,6 +23,7 @@ from weighbridge.storage.protocols import ObjectInfo, Store
 from weighbridge.storage.publish import publish
 from weighbridge.storage.published import read_published
 from weighbridge.storage.safetensors_header import read_header
+from weighbridge.storage.streaming import digest_bytes
 
 
 @pytest.fixture
@@ -127,3 +135,86 @@ def test_torch_tensors_are_published() -> None:
     publish({"a": tied, "b": tied, "c": torch.arange(6).view(2, 3).T}, "digits", "run-1", store=store)
     header = read_header(store, pin(store.head("digits/run-1/model.safetensors")))
     assert {name: info.shape for name, info in header.tensors.items()} == {"a": (2, 3), "b": (2, 3), "c": (3, 2)}
+
+
+def test_of_many_at_once_one_publishes_and_the_others_touch_nothing(any_store: Store) -> None:
+    """Whoever loses is told so before its first byte; the winner's digests hold."""
+    together, told = threading.Barrier(4), list[str]()
+
+    def run(number: int) -> None:
+        together.wait()
+        try:
+            publish({"w": [number] * 1000}, "digits", "run-1", store=any_store)
+        except AlreadyPublished as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 3
+    assert all("choose another name" in one for one in told)
+    manifest = read_published(any_store, pin(any_store.head("digits/run-1/weighbridge.json")))
+    [file] = manifest.files
+    assert digest_bytes(any_store.get("digits/run-1/model.safetensors")) == file.digest
+    assert not [info.key for info in any_store.list() if info.key.endswith("-unfinished")]
+
+
+def test_while_one_publishes_another_is_told_who_and_until_when() -> None:
+    """Its files are not touched; the message names the process."""
+
+    class Slow(MemoryStore):
+        def put(self, key: str, data: bytes | IO[bytes] | Path, *, if_none_match: bool = False) -> ObjectInfo:
+            if key.endswith("model.safetensors"):
+                with pytest.raises(AlreadyPublished, match=rf"is being published by process {os.getpid()} on .*UTC"):
+                    publish({"w": [2]}, "digits", "run-1", store=self)
+            return super().put(key, data, if_none_match=if_none_match)
+
+    store = Slow()
+    publish({"w": [1]}, "digits", "run-1", store=store)
+    assert isinstance(look(store, "digits/run-1/"), Complete)
+
+
+HOLDER = {"machine": "elsewhere", "process": 1, "started": "1", "token": "x", "given_up": False}
+
+
+@pytest.mark.parametrize(
+    ("holder", "age", "free"),
+    [
+        (HOLDER, 599, False),
+        (HOLDER, 601, True),
+        ({**HOLDER, "given_up": True}, 0, True),
+        (asdict(Holder.me()), 0, True),
+        ({**asdict(Holder.me()), "process": 2**22 + 1}, 0, True),
+        ({**asdict(Holder.me()), "process": os.getppid(), "started": "1"}, 0, True),
+        (None, 599, False),
+        (None, 601, True),
+    ],
+)
+def test_a_dead_publishers_claim_is_taken_over(holder: dict[str, object] | None, age: float, free: bool) -> None:
+    """It gave up, its process is gone from this machine, or it was silent for ten minutes; else it keeps the name."""
+    store, now = MemoryStore(), time.time()
+    store.put("m/run/weighbridge-unfinished", json.dumps(holder).encode() if holder else b"")
+    if not free:
+        with pytest.raises(AlreadyPublished, match="being published"):
+            claims.take(store, "m/run/", clock=lambda: now + age)
+        return
+    claim = claims.take(store, "m/run/", clock=lambda: now + age)
+    claim.prove()
+    claim.release()
+    assert list(store.list()) == []
+
+
+def test_a_publisher_that_was_taken_over_sends_no_further_file() -> None:
+    """It finds the next claim before its next byte, and when it renews its own."""
+    store, now = MemoryStore(), time.time()
+    first = claims.take(store, "m/run/", clock=lambda: now)
+    store.put("m/run/weighbridge-1-unfinished", json.dumps(HOLDER).encode())
+    with pytest.raises(AlreadyPublished, match="took m/run/ over"):
+        first.prove()
+    now += claims.RENEW
+    with pytest.raises(AlreadyPublished, match="took m/run/ over"):
+        first.renew()
+    first.release()
+    assert [info.key for info in store.list()] == ["m/run/weighbridge-1-unfinished"]

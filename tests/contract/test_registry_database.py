@@ -21,6 +21,7 @@ from sqlmodel import SQLModel, col, select
 from weighbridge.registry import catalog, db, models
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Unavailable
+from weighbridge.storage import identity
 
 
 def test_migrations_make_what_the_tables_say(database_url: str) -> None:
@@ -80,7 +81,7 @@ def test_an_upgrade_keeps_what_is_there(dialect: str, tmp_path: Path, request: p
         config.set_main_option("path_separator", "os")
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
-        for statement in _OLD.split(";"):
+        for statement in _OLD.replace("{one}", "1" * 64).replace("{two}", "2" * 64).split(";"):
             connection.execute(text(statement))
     engine.dispose()
     database = Database(url)
@@ -92,19 +93,31 @@ def test_an_upgrade_keeps_what_is_there(dialect: str, tmp_path: Path, request: p
         assert (job.part, job.needs, job.queue, job.key) == ("", {}, "cpu", "version:2:evaluate:1")
         variant = tx.get_one(models.Variant, 2)
         assert (variant.wish, variant.facts, variant.size, variant.artifact_digest) == ({}, {}, 0, "new")
-        assert tx.get_one(models.Version, 2).train_pin is None
+        first, second, third = (tx.get_one(models.Version, number) for number in (1, 2, 3))
+        assert second.train_pin is None
+        digest = identity.digest(["1" * 64, "2" * 64])
+        assert (first.written_at, second.written_at, third.written_at) == (7.0, 1500.5, 2000.0)
+        assert [one.facts.get("weights") for one in (first, second, third)] == [None, digest, digest]
+        assert [one.weights for one in (first, second, third)] == [None, digest, None], "of two the one that is ready"
         assert len(list(tx.scalars(select(models.RolloutStep)))) == 1
     database.close()
 
 
 _OLD = """
-INSERT INTO model (id, name, description, next_version, revision, created_at) VALUES (1, 'digits', '', 3, 1, 0);
+INSERT INTO model (id, name, description, next_version, revision, created_at) VALUES (1, 'digits', '', 4, 1, 0);
 INSERT INTO version (id, model_id, number, path, status, reason, pins_digest, proof, proof_reason, unproven, evidence,
     facts, judgement, size, revision, created_at)
-    SELECT id, 1, id, '', 'ready', '', 'pins-' || id, 'P2', '', FALSE, '{}', '{}', 1, 64, 1, 0
-    FROM (SELECT 1 AS id UNION SELECT 2) AS two;
+    SELECT id, 1, id, '', CASE id WHEN 3 THEN 'rejected' ELSE 'ready' END, '', 'pins-' || id, 'P2', '', FALSE, '{}',
+    '{}', 1, 64, 1, 7 FROM (SELECT 1 AS id UNION SELECT 2 UNION SELECT 3) AS three;
+INSERT INTO checkpoint_file (version_id, key, size, etag, modified, digest)
+    SELECT version.id, 'digits/' || version.id || '/' || name, 8, 'etag', CASE version.id WHEN 2 THEN date ELSE
+    '1970-01-01T00:33:20+00:00' END, digest FROM version CROSS JOIN (
+        SELECT 'b.safetensors' AS name, '1970-01-01T00:25:00.500000+00:00' AS date, '{one}' AS digest
+        UNION SELECT 'a.safetensors', '1970-01-01T00:20:00+00:00', '{two}'
+        UNION SELECT 'golden.safetensors', '1970-01-02T00:00:00+00:00', '{one}'
+        UNION SELECT 'config.json', '1970-01-02T00:00:00+00:00', NULL) AS file WHERE version.id > 1;
 INSERT INTO variant (id, version_id, name, status, reason, artifact_digest, created_at)
-    SELECT id, id, 'original', 'ready', '', CASE id WHEN 1 THEN 'old' ELSE 'new' END, 0 FROM version;
+    SELECT id, id, 'original', 'ready', '', CASE id WHEN 1 THEN 'old' ELSE 'new' END, 0 FROM version WHERE id < 3;
 INSERT INTO job (id, key, subject_type, subject_id, stage, queue, state, attempt, max_attempts, not_before, progress,
     reason, outcome, created_at)
     VALUES (1, 'version:2:evaluate:1', 'version', 2, 'evaluate', 'cpu', 'queued', 0, 3, 0, 0, '', '{}', 0);
@@ -177,7 +190,7 @@ def test_writers_wait_for_each_other(database: Database, open_again: Callable[[]
 def test_check_names_an_old_schema(tmp_path: Path) -> None:
     """A database without this release's schema is refused with what to do."""
     database = Database(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(Unavailable, match=r"revision none, this release needs \d+"):
+    with pytest.raises(Unavailable, match=r"revision none, this release needs \d{4}"):
         database.check()
     database.close()
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures.checkpoints import raw, safetensors, sharded
+from fixtures.histories import History, weights_key
 from fixtures.watched import Watched
+from fixtures.worker import until
 
-from weighbridge.daemon.loops import Idle
+from weighbridge.daemon.loops import Idle, Loop
 from weighbridge.registry.db import Database
 from weighbridge.registry.recipe import Gate, Policy
 from weighbridge.storage.errors import AccessDenied, StorageUnavailable
 from weighbridge.storage.events import Kind
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.memory import MemoryStore
+from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import ObjectInfo, Store
+from weighbridge.storage.s3 import S3Store
 
 ONE, TWO = safetensors(), safetensors({"w": ("F32", [2], bytes(8))})
 
@@ -227,7 +234,7 @@ def test_listings_find_what_no_event_told_of_and_look_only_at_differences(watche
     watched.store.put("digits/run-2/model.safetensors", ONE[:-1])
     assert watched.list() >= 3
     watched.settle()
-    assert len(watched.versions()) == 23
+    assert len(watched.versions()) == 22, "a companion makes no version"
     assert watched.list() == 2, "what waits is looked at at each listing: by the listing, and by its row"
 
 
@@ -238,7 +245,7 @@ def test_a_listing_below_a_prefix_leaves_the_rest_alone(watched: Watched) -> Non
     watched.tell("digits/", kind=Kind.RESCAN)
     assert watched.requested == ["digits/"]
     hinted: list[str] = []
-    watched.listing._hint = lambda group: hinted.append(group.path)
+    watched.listing._hint = lambda group, place: hinted.append(group.path)
     watched.listing.run("digits/", Idle())
     assert set(hinted) == {"digits/a.safetensors", "digits/c.safetensors"}
 
@@ -351,3 +358,148 @@ def test_on_s3_listings_and_hints_find_the_same(s3_store: Store, sqlite: Databas
         (3, "digits/run/"),
     ]
     assert watched.list() == 0
+
+
+def test_what_one_listing_finds_is_numbered_as_it_was_written(tmp_path: Path, sqlite: Database) -> None:
+    """By the weights' dates, and by the numbers in names where they have one date; a fresh config does not count."""
+    watched = Watched(FolderStore(tmp_path, create=True, durable=False), sqlite)
+    steps = [1000, 800, 1100, 900, 7, 70]
+    for step in steps:
+        data = safetensors({"w": ("F32", [1], bytes([step % 256] * 4))})
+        watched.store.put(f"net/checkpoint-{step}/model.safetensors", data)
+        moment = 1_500_000_000 if step > 100 else 1_400_000_000
+        os.utime(tmp_path / f"net/checkpoint-{step}/model.safetensors", (moment, moment))
+    watched.store.put("net/checkpoint-7/config.json", b"{}")
+    assert watched.list() == 6
+    watched.settle()
+    assert [v.path for v in watched.versions()] == [f"net/checkpoint-{step}/" for step in (7, 70, 800, 900, 1000, 1100)]
+
+
+class Live(Watched):
+    """One whose clock is the machine's, for loops with threads."""
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+
+def test_threads_and_hints_in_any_order_number_them_as_they_were_written(tmp_path: Path, sqlite: Database) -> None:
+    """Files and folders, hinted at in the wrong order, looked at by four threads."""
+    watched = Live(FolderStore(tmp_path, create=True, durable=False), sqlite)
+    written = []
+    for number in range(24):
+        name = f"{97 * number % 24:02}"  # not in the order of names either
+        key = f"net/{name}.safetensors" if number % 3 else f"net/{name}/model.safetensors"
+        watched.store.put(key, safetensors({"w": ("F32", [1], bytes([number] * 4))}))
+        os.utime(tmp_path / key, (1_500_000_000 + number, 1_500_000_000 + number))
+        written.append(key)
+    watched.tell(*reversed(written))
+    loop = Loop(watched.intake, threads=4)
+    loop.start()
+    try:
+        until("all are recorded", lambda: len(watched.versions()) == len(written), 60)
+    finally:
+        loop.stop()
+        assert loop.join(time.monotonic() + 30)
+    assert [v.path for v in watched.versions()] == [key.removesuffix("model.safetensors") for key in written]
+
+
+def test_on_every_store_what_is_done_around_weights_makes_nothing(any_store: Store, sqlite: Database) -> None:
+    """A copy onto itself, the same bytes put again, companions that come, change and go, a restart."""
+    told = History(any_store, sqlite)
+    single, folder = "m/step-900.safetensors", "m/checkpoint-8/"
+    for content, path in enumerate((folder, single)):  # in one second of a store's clock names decide
+        told.write(path, content)
+    told.observe()
+    for path in (single, folder):
+        copy_onto_itself(any_store, weights_key(path))
+        told.observe()
+        told.write(path, told.content(path))
+        told.observe()
+    for number in range(3):
+        told.companion(folder, number)
+        told.observe()
+    told.drop_companion(folder, 0)
+    told.restart()
+    told.observe()
+    assert told.ready() == told.served == [0, 1]
+    assert len(told.watched.versions()) == 2
+    for content in (0, 1):
+        told.write(single, content)
+        told.observe()
+    assert [(v.status, v.duplicate_of) for v in told.watched.versions()[2:]] == [("duplicate", 1), ("duplicate", 2)]
+    assert told.ready() == [0, 1]
+
+
+def copy_onto_itself(store: Store, key: str) -> None:
+    """As `aws s3 cp` does to change metadata; a file is written again."""
+    if isinstance(store, S3Store):
+        named: Any = {"Bucket": store.bucket, "Key": store.prefix + key}
+        store.client.copy_object(**named, CopySource=named, MetadataDirective="REPLACE", Metadata={"by": "somebody"})
+    else:
+        store.copy(pin(store.head(key)), key)
+
+
+def test_a_large_object_copied_onto_itself_is_read(s3_store: Store, sqlite: Database) -> None:
+    """A copy may have another ETag than the upload in parts had: only the bytes tell, and they are the same."""
+    told = History(s3_store, sqlite)
+    part = 5 << 20
+    data = safetensors({"w": ("U8", [part + 100], bytes(part + 100))})
+    s3_store.put("m/big.safetensors", data)
+    told.observe()
+    before = s3_store.head("m/big.safetensors").etag
+    assert isinstance(s3_store, S3Store)
+    s3_store.client.put_object(Bucket=s3_store.bucket, Key=f"{s3_store.prefix}m/big.safetensors", Body=data)
+    assert s3_store.head("m/big.safetensors").etag != before
+    told.observe()
+    assert [(v.number, v.status) for v in told.watched.versions()] == [(1, "ready")]
+
+
+def test_what_is_quarantined_stays_so_whatever_is_done_around_it(watched: Watched) -> None:
+    """A pickle named .safetensors, put again, is the one that is there; its bytes are all that is known of it."""
+    data = pickle.dumps({"w": [1.0] * 100})
+    for _ in range(3):
+        watched.drop(("digits/evil.safetensors", data))
+    [version] = watched.versions()
+    assert version.status == "quarantined"
+    assert version.facts["weights"]
+
+
+def test_weights_that_are_read_hold_up_no_other_model(watched: Watched) -> None:
+    """Nor for long the younger ones of their own: it is said what is read, and why."""
+    told = History(watched.store, watched.db)
+    told.write("m/step-900.safetensors", 0)
+    told.observe()
+    told.write("m/step-900.safetensors", 1)
+    watched.tell("m/step-900.safetensors")
+    watched.intake.once(Idle())
+    assert "read, to see whether it changed" in watched.states()["m/step-900.safetensors"][1]
+    watched.drop(("digits/a.safetensors", ONE))
+    assert [v.path for v in watched.versions()][-1] == "digits/a.safetensors"
+
+
+def test_a_part_that_is_removed_leaves_the_version_as_it_is(watched: Watched) -> None:
+    """A slow `rm`: companions, a shard, the index, all; nothing waits for what was deleted."""
+    files = sharded()
+    for name, data in files.items():
+        watched.store.put(f"digits/run/{name}", data)
+    watched.drop(("digits/run/config.json", b"{}"))
+    for name in ["config.json", *sorted(files)]:
+        watched.store.delete(f"digits/run/{name}")
+        watched.tell(f"digits/run/{name}", kind=Kind.REMOVED).settle()
+        watched.list()
+        watched.settle()
+        assert watched.states() == {"digits/run/": ("complete", "")}
+    assert len(watched.versions()) == 1
+
+
+def test_a_link_to_a_folder_is_no_checkpoint_however_it_is_looked_at(tmp_path: Path, sqlite: Database) -> None:
+    """`latest -> checkpoint-2`: what it holds is listed where it lies, also when an event names the link."""
+    watched = Watched(FolderStore(tmp_path, create=True, durable=False), sqlite)
+    watched.store.put("net/checkpoint-2/model.safetensors", ONE)
+    (tmp_path / "net/latest").symlink_to("checkpoint-2")
+    watched.tell("net/latest/model.safetensors", "net/checkpoint-2/model.safetensors").settle()
+    watched.tell("net/latest/", kind=Kind.RESCAN).settle()
+    watched.list()
+    watched.settle()
+    assert [v.path for v in watched.versions()] == ["net/checkpoint-2/"]
+    assert set(watched.states()) == {"net/checkpoint-2/"}

@@ -14,6 +14,7 @@ from fixtures.checkpoints import safetensors, sharded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weighbridge.storage import names
 from weighbridge.storage.completeness import (
     Complete,
     Proof,
@@ -61,7 +62,7 @@ def test_a_single_file_is_complete_when_it_is_as_long_as_its_header_says() -> No
     """P2 for one object: its pin is the checkpoint; neighbours with a longer name do not matter."""
     store = MemoryStore()
     info = store.put("digits/a.safetensors", safetensors())
-    store.put("digits/a.safetensors.tmp", b"")
+    store.put("digits/a.safetensors.md5", b"")
     verdict = look(store, "digits/a.safetensors")
     assert verdict == Complete(Proof.P2, (pin(info),), "1 safetensors file with 1 tensors, as long as the headers say")
 
@@ -344,3 +345,55 @@ def test_uploads_in_any_order_with_truncated_tries_are_never_complete_early(data
         expected = there >= needed if RUN + "weighbridge.json" in store._objects else there >= weights
         assert isinstance(verdict, Complete) == expected, (verdict, there)
         assert isinstance(verdict, Complete | Waiting), verdict
+
+
+@pytest.mark.parametrize("end", [*names.UNFINISHED, *names.BESIDE, ".ARIA2", ".CrDownload"])
+def test_a_downloaders_file_beside_it_marks_a_file_unfinished(end: str) -> None:
+    """Preallocated at full length, it looks whole; the name says which mark holds it back. It goes, and it is whole."""
+    store = MemoryStore()
+    store.put("digits/a.safetensors", safetensors())
+    mark = f"digits/a.safetensors{end}" if not end.startswith("-") else f"digits/a{end}"
+    store.put(mark, b"")
+    assert mark in waits(look(store, "digits/a.safetensors"))
+    store.delete(mark)
+    assert isinstance(look(store, "digits/a.safetensors"), Complete)
+
+
+@pytest.mark.parametrize("end", [".aria2", ".st", "~", ".part", ".download", ".FilePart"])
+def test_a_downloaders_file_in_a_folder_marks_it_unfinished(end: str) -> None:
+    """Beside the file that it fetches, at any depth; and beside the folder."""
+    whole = {"model.safetensors": safetensors()}
+    assert f"model.safetensors{end}" in waits(look(folder_of({**whole, f"model.safetensors{end}": b""}), RUN))
+    deep = {**whole, "tokenizer/vocab.txt": b"", f"tokenizer/vocab.txt{end}": b""}
+    assert f"vocab.txt{end}" in waits(look(folder_of(deep), RUN))
+    if end != "~":
+        store = folder_of(whole)
+        store.put(f"{RUN.removesuffix('/')}{end}", b"")
+        assert end in waits(look(store, RUN))
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [
+        *("digits/run-1-unfinished-business/model.safetensors", "digits/run-10-unfinished.txt", "digits/run-1.aria2x"),
+        *("digits/run-1-unfinished2", "digits/run-10.part", "digits/run-1-copy.tmp/x", "digits/x-run-1-unfinished"),
+    ],
+)
+def test_a_mark_is_a_whole_name(neighbour: str) -> None:
+    """Names that merely begin, or end, like one belong to others."""
+    store = folder_of({"model.safetensors": safetensors()})
+    store.put(neighbour, safetensors())
+    assert isinstance(look(store, RUN), Complete)
+
+
+def test_ambiguous_ends_mark_nothing_by_themselves() -> None:
+    """A file `x.st` without an `x` beside it is just a name."""
+    store = folder_of({"model.safetensors": safetensors(), "state.st": b"", "notes~": b""})
+    assert isinstance(look(store, RUN), Complete)
+
+
+@pytest.mark.parametrize("name", ["tmp-checkpoint-500", "42.orbax-checkpoint-tmp-17", "run.tmp", "run.FILEPART"])
+def test_staging_folders_are_unfinished(name: str) -> None:
+    """The names under which trainers write before they rename."""
+    assert names.is_unfinished(f"{name}/model.safetensors")
+    assert not names.is_unfinished(f"x{name}x/model.safetensors")

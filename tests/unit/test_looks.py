@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weighbridge.daemon.layout import Group
-from weighbridge.daemon.looks import REST, Looks
+from weighbridge.daemon.looks import PATIENCE, REST, Looks, order
 
 A, B = Group("m", "m/a.safetensors"), Group("m", "m/b/")
 
@@ -122,3 +122,101 @@ def test_no_hint_is_ever_lost(steps: list[tuple[str, Group]]) -> None:
         found.add(taken)
         looks.forget(taken, due)
     assert open_hints <= found
+
+
+C = Group("m", "m/c.safetensors")
+OTHER = Group("n", "n/a.safetensors")
+
+
+def test_step_numbers_are_numbers() -> None:
+    """By time first; of one moment, `step-900` before `step-1000`."""
+    paths = [f"m/step-{number}/" for number in (800, 900, 1000, 1100)]
+    assert sorted([paths[n] for n in (3, 0, 2, 1)], key=lambda path: order(5.0, path)) == paths
+    assert order(4.0, "m/z") < order(5.0, "m/a")
+
+
+def test_older_ones_of_a_model_are_recorded_first() -> None:
+    """What may be older, since nobody has looked at it yet, is waited for; what proves younger, or waits, is not."""
+    looks = Looks(0.25, 30)
+    for group in (A, B, C, OTHER):
+        looks.hint(group, 0)
+        assert looks.take(0) == group
+    assert looks.older(OTHER, order(9, OTHER.path), 0) == 0
+    assert looks.older(B, order(2, B.path), 0) > 0
+    looks.place(A, order(1, A.path))
+    looks.place(C, order(3, C.path))
+    assert looks.older(C, order(3, C.path), 1) > 0
+    assert looks.older(B, order(2, B.path), 1) > 0
+    assert looks.older(A, order(1, A.path), 1) == 0
+    looks.forget(A, 1)
+    assert looks.older(B, order(2, B.path), 1) == 0
+    looks.again(B, 1)
+    assert looks.older(C, order(3, C.path), 1) == 0
+
+
+def test_a_hint_that_tells_the_order_holds_up_only_what_is_younger() -> None:
+    """A listing knows when weights were written before anybody looks."""
+    looks = Looks(0.25, 30)
+    looks.hint(A, 0, order(1, A.path))
+    looks.hint(B, 0, order(3, B.path))
+    looks.hint(C, 0)
+    for _ in range(3):
+        looks.take(0)
+    looks.place(C, order(2, C.path))
+    assert looks.older(C, order(2, C.path), 0) > 0
+    looks.forget(A, 0)
+    assert looks.older(C, order(2, C.path), 0) == 0
+
+
+def test_what_is_hinted_later_holds_up_nothing() -> None:
+    """Else a stream of new checkpoints would put the first one off for ever."""
+    looks = Looks(0.25, 30)
+    looks.hint(B, 0)
+    looks.take(0)
+    assert looks.older(B, order(2, B.path), 1) == 0
+    looks.hint(A, 2)
+    looks.take(2)
+    assert looks.older(B, order(2, B.path), 3) == 0
+
+
+def test_patience_ends() -> None:
+    """An older one that never settles does not hold up the younger for ever."""
+    looks = Looks(0.25, 30)
+    for group in (A, B):
+        looks.hint(group, 0)
+        looks.take(0)
+    looks.place(A, order(1, A.path))
+    assert looks.older(B, order(2, B.path), 0) > 0
+    assert looks.older(B, order(2, B.path), PATIENCE - 1) > 0
+    assert looks.older(B, order(2, B.path), PATIENCE) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["hint", "place", "take", "again", "again_in", "forget"]), st.sampled_from([A, B, C])
+        ),
+        max_size=80,
+    )
+)
+def test_somebody_is_always_next(steps: list[tuple[str, Group]]) -> None:
+    """After any history at least one of those in hand may be recorded: none waits for one that waits for it."""
+    looks, now = Looks(0.25, 30), 0.0
+    held: set[Group] = set()
+    for what, group in steps:
+        now += 1
+        if what == "hint":
+            looks.hint(group, now)
+        elif what == "take" and (taken := looks.take(now)) is not None:
+            held.add(taken)
+        elif group in held and what == "place":
+            looks.place(group, order(now % 7, group.path))
+        elif group in held and what in ("again", "forget", "again_in"):
+            held.discard(group)
+            looks.again_in(group, 1, now) if what == "again_in" else getattr(looks, what)(group, now)
+    while (taken := looks.take(now)) is not None:
+        held.add(taken)
+        now += 60
+    for group in held:
+        looks.place(group, order(1, group.path))
+    assert not held or any(looks.older(group, order(1, group.path), now) == 0 for group in held)

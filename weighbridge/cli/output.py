@@ -32,7 +32,7 @@ _COLOURS = {
     "ready": "green", "finished": "green", "live": "green", "done": "green", "passed": "green", "ok": "green",
     "rejected": "red", "quarantined": "red", "failed": "red", "rolled_back": "red", "lost": "red", "refused": "red",
     "discovered": "cyan", "running": "cyan", "waiting": "yellow", "holding": "yellow", "paused": "yellow",
-    "needs_binding": "yellow", "superseded": "dim", "archived": "dim", "pending": "yellow",
+    "needs_binding": "yellow", "superseded": "dim", "duplicate": "dim", "archived": "dim", "pending": "yellow",
 }  # fmt: skip
 
 

@@ -114,6 +114,12 @@ def _head(v: VersionDetail) -> Iterator[tuple[str, Any]]:
     yield "complete by", " ".join(filter(None, (v.proof, v.proof_reason, "(unproven)" if v.unproven else "")))
     yield "size", output.size(v.size)
     yield "source digest", v.source_digest
+    yield "weights", v.weights
+    if v.duplicate_of is not None:
+        yield "duplicate of", v.duplicate_of
+    yield "weights written", v.written_at
+    if "held" in v.facts and "champion" not in v.aliases:
+        yield "held", v.facts["held"]
     yield "aliases", ", ".join(v.aliases)
     yield "tags", output.pairs(v.tags)
     yield "created", v.created_at
