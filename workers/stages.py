@@ -160,7 +160,9 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     version = versions.lock(tx, claim.subject_id)
     facts = dict(outcome.facts)
     version.evidence = {**version.evidence, **facts.pop("evidence", {})}
-    version.facts = {**version.facts, **facts}
+    earlier = [] if claim.stage is Stage.VALIDATE else version.facts.get("notes", [])
+    notes = list(dict.fromkeys([*earlier, *facts.pop("notes", [])]))
+    version.facts = {**version.facts, **facts, "notes": notes}
     if source_digest := facts.get("source_digest"):
         version.source_digest = source_digest
         _record_digests(tx, version, facts.get("files", ()))

@@ -24,13 +24,14 @@ from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
+from weighbridge.engines.spread import Tolerance
 from weighbridge.engines.stream import TensorStats
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.streaming import Progress
-from weighbridge.workers import bindings, checkpoint
+from weighbridge.workers import bindings, checkpoint, proving
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
 from weighbridge.workers.outcome import Outcome
@@ -39,6 +40,8 @@ __all__ = ["Programs", "TemplateInfo", "ValidateTask", "validate"]
 
 _LISTED = 20
 """How many tensors a list in the facts names."""
+_AUTHOR = "author"
+_GOLDENS = {_AUTHOR: "golden.safetensors", "reference": "the reference golden, on synthetic inputs,"}
 ENGINE = {"name": "torch", "minimum": "2.8"}
 
 
@@ -107,8 +110,8 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
 def _prove_program(
     task: ValidateTask, contents: Contents, bound: Bound, facts: dict[str, Any], blobs: Blobs, cache: BlobPath
 ) -> Outcome:
-    rtol, atol = golden.tolerance([one.dtype for one in contents.stats])
-    draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, rtol=rtol, atol=atol))
+    tolerance = golden.tolerance([one.dtype for one in contents.stats])
+    draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, **tolerance._asdict()))
     factories = (bound.program.name,) if bound.program.kind == "factory" else ()
     try:
         session = load(draft, cache, task.device, factories)
@@ -116,17 +119,19 @@ def _prove_program(
         return Outcome.needs_binding(f"{bound.program.kind}:{bound.program.name} does not load: {exc}", facts)
     try:
         reference = golden.make_reference(session)
-        golden.check(session, reference, rtol, atol)
+        golden.check(session, reference, *tolerance)
         facts["evidence"] = _evidence("bytes", "tensors", "program")
-        if wrong := _author(session, contents.golden, rtol, atol):
+        if wrong := _author(session, contents.golden, tolerance):
             return Outcome.rejected(wrong, facts)
+        goldens = {"reference": reference} | ({_AUTHOR: contents.golden} if contents.golden is not None else {})
+        weak = proving.worthless(session, goldens, tolerance)
     except EngineError as exc:
         return Outcome.rejected(f"{bound.program.kind}:{bound.program.name} fails with these weights: {exc}", facts)
     finally:
         session.close()
-    facts["evidence"]["author_golden"] = contents.golden is not None
+    facts["evidence"]["author_golden"] = contents.golden is not None and weak.get(_AUTHOR) != proving.NOTHING
     kept = blobs.put_bytes(reference)
-    manifest = _manifest(contents, bound, Golden(digest=kept.digest, size=kept.size, rtol=rtol, atol=atol))
+    manifest = _manifest(contents, bound, Golden(digest=kept.digest, size=kept.size, **tolerance._asdict()))
     stored = blobs.put_bytes(manifest.canonical())
     facts |= {
         "artifact_digest": stored.digest,
@@ -135,17 +140,21 @@ def _prove_program(
         "bound": len(bound.binding),
         "golden": manifest.golden.model_dump(mode="json"),
     }
-    proven = ", author's golden matches" if contents.golden is not None else ""
+    if weak:
+        facts["notes"] = [f"{_GOLDENS[name]} {said}" for name, said in weak.items()]
+    proven = ", author's golden matches" if facts["evidence"]["author_golden"] else ""
+    if weak.get(_AUTHOR) == proving.NOTHING:
+        proven = f", {_GOLDENS[_AUTHOR]} {proving.NOTHING}"
     count = f"{len(contents.stats)} tensor{'s' * (len(contents.stats) != 1)}"
     return Outcome.passed(f"{count}, finite, bound to {bound.program.kind}:{bound.program.name}{proven}", facts)
 
 
-def _author(session: Session, data: bytes | None, rtol: float, atol: float) -> str | None:
+def _author(session: Session, data: bytes | None, tolerance: Tolerance) -> str | None:
     """Why the author's golden rejects the version, if it does."""
     if data is None:
         return None
     try:
-        golden.check(session, data, rtol, atol)
+        golden.check(session, data, *tolerance)
     except (GoldenMismatch, InvalidInput) as exc:
         return f"golden.safetensors: {exc}"
     return None
