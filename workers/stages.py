@@ -106,6 +106,8 @@ class TorchStages:
             gates=recipe.gates,
             champion=self._champion(version, recipe, dataset),
             task=recipe.task,
+            output=recipe.output,
+            threshold=recipe.threshold,
             factories=factories_for(model, self._policies),
             device=self._settings.device,
         )

@@ -124,6 +124,8 @@ class VariantStages:
             original=subject.original,
             dataset=self._datasets.evaluation(subject.version),
             task=subject.recipe.task,
+            output=subject.recipe.output,
+            threshold=subject.recipe.threshold,
             quality=subject.wish.quality or subject.recipe.quality,
             factories=factories_for(subject.model, self._policies),
             device=self._settings.device,
