@@ -45,19 +45,23 @@ class ProgramWish(_Strict):
 MetricName = Literal[
     "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "perplexity", "cosine", "retrieval_agreement"
 ]
+ZERO_TAIL = "tensors.zero_tail"
+"""What a gate may name beside metrics: bytes of zeros where bytes may be missing, which validation counts."""
 Task = Literal["classification", "regression", "language", "embedding"]
 
 
 class Gate(_Strict):
     """A rule on a metric. `min`, `max`: bounds. `max_drop`: how much less than the champion, on one evaluation set."""
 
-    metric: MetricName
+    metric: MetricName | Literal["tensors.zero_tail"]
     min: float | None = None
     max: float | None = None
     max_drop: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _some(self) -> Gate:
+        if self.metric == ZERO_TAIL and (self.max is None or self.min is not None or self.max_drop is not None):
+            raise ValueError(f"{ZERO_TAIL} takes max alone, bytes")
         if self.min is None and self.max is None and self.max_drop is None:
             raise ValueError("give at least one of min, max, max_drop")
         return self

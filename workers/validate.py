@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,16 @@ from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
 from weighbridge.engines.spread import Tolerance
 from weighbridge.engines.stream import TensorStats
-from weighbridge.registry.recipe import ProgramWish
+from weighbridge.registry.recipe import Gate, ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.streaming import Progress
-from weighbridge.workers import bindings, checkpoint, proving
+from weighbridge.workers import bindings, checkpoint, proving, zero_tails
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
 from weighbridge.workers.outcome import Outcome
+from weighbridge.workers.zero_tails import Before
 
 __all__ = ["Programs", "TemplateInfo", "ValidateTask", "validate"]
 
@@ -60,6 +61,12 @@ class ValidateTask:
     """A factory's contract, from the recipe; templates carry their own."""
     programs: Programs = field(default_factory=Programs)
     device: str = "cpu"
+    gates: tuple[Gate, ...] = ()
+    """The recipe's; those on tensors are judged here."""
+    evaluated: bool = False
+    """Whether an evaluation set will judge it."""
+    before: Before | None = None
+    """What its predecessor had of zeros."""
 
 
 def validate(
@@ -100,11 +107,19 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
         facts["evidence"] = _evidence("bytes")
         return Outcome.rejected(_nonfinite(bad), facts)
     facts["evidence"] = _evidence("bytes", "tensors")
+    before = zero_tails.comparable(task.before, contents.stats)
+    findings = zero_tails.find(contents.stats, before)
+    results = zero_tails.judge(findings, task.gates, evaluated=task.evaluated, before=before)
+    if findings:
+        facts["notes"] = [zero_tails.note(findings, before)]
+        facts["tensors"]["zero_tail"] = {one.tensor: one.size for one in findings[:_LISTED]}
+    if failed := [one.reason for one in results if one.verdict == "failed"]:
+        return Outcome.rejected("; ".join(failed), facts, gates=results)
     try:
         bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
     except bindings.Unbound as none:
         return Outcome.needs_binding(str(none), facts)
-    return _prove_program(task, contents, bound, facts, blobs, cache)
+    return replace(_prove_program(task, contents, bound, facts, blobs, cache), gates=results)
 
 
 def _prove_program(
@@ -141,7 +156,7 @@ def _prove_program(
         "golden": manifest.golden.model_dump(mode="json"),
     }
     if weak:
-        facts["notes"] = [f"{_GOLDENS[name]} {said}" for name, said in weak.items()]
+        facts["notes"] = facts.get("notes", []) + [f"{_GOLDENS[name]} {said}" for name, said in weak.items()]
     proven = ", author's golden matches" if facts["evidence"]["author_golden"] else ""
     if weak.get(_AUTHOR) == proving.NOTHING:
         proven = f", {_GOLDENS[_AUTHOR]} {proving.NOTHING}"
@@ -191,6 +206,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
             "zero": [one.name for one in stats if one.count and one.zeros == one.count][:_LISTED],
             "constant": [one.name for one in stats if one.constant][:_LISTED],
             "largest": [_row(one) for one in largest],
+            "zeros": zero_tails.facts(stats),
         },
     }
 
@@ -198,6 +214,8 @@ def _facts(contents: Contents) -> dict[str, Any]:
 def _row(one: TensorStats) -> dict[str, Any]:
     fraction = one.zeros / one.count if one.count else 0.0
     row = asdict(one) | {"shape": list(one.shape), "zeros": round(fraction, 6)}
+    for place in ("offset", "last", "zero_tail", "hole"):
+        del row[place]
     return {key: value for key, value in row.items() if not (value is None or value == math.inf)}
 
 
