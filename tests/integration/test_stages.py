@@ -93,7 +93,7 @@ class Bench:
 
     def put_eval(self, rows: int = 32, labels: Any = None) -> None:
         rng = np.random.default_rng(0)
-        labels = np.zeros(rows, np.int64) if labels is None else labels
+        labels = np.arange(rows) % 10 if labels is None else labels
         save_file(
             {"pixels": rng.random((rows, 64), np.float32), "labels": labels}, path := self.folder / "eval.safetensors"
         )
@@ -196,7 +196,7 @@ def test_a_store_that_is_away_costs_no_attempt(bench: Bench, monkeypatch: pytest
 def test_the_champion_is_what_max_drop_compares_with(bench: Bench) -> None:
     """A version that is worse than what serves, on the same evaluation set, is rejected with both numbers."""
     rng = np.random.default_rng(0)
-    inputs = rng.random((64, 64), np.float32)
+    inputs = 10 * rng.standard_normal((64, 64)).astype(np.float32)
     first = weights(1)
     labels = _predict(first, inputs)
     save_file({"pixels": inputs, "labels": labels}, path := bench.folder / "eval.safetensors")
@@ -218,5 +218,5 @@ def _predict(made: dict[str, Any], inputs: Any) -> Any:
     """`small_mlp` in numpy."""
     hidden = (inputs * np.linspace(0.5, 1.5, 64, dtype=np.float32)) @ made["hidden.weight"].T + made["hidden.bias"]
     norm = (hidden - made["norm.running_mean"]) / np.sqrt(made["norm.running_var"] + 1e-5)
-    hidden = np.maximum(norm * made["norm.weight"] + made["norm.bias"], 0) + 0.25
+    hidden = np.maximum(norm * made["norm.weight"] + made["norm.bias"] + 0.25, 0)
     return (hidden @ made["head.weight"].T + made["head.bias"]).argmax(axis=1).astype(np.int64)
