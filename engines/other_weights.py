@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-BUDGET = 128 << 20
+BUDGET = 32 << 20
 """Bytes of new weights: a program is not copied whole where it is large."""
 _GOLDEN = 0.381966
 

@@ -115,6 +115,7 @@ class VariantStages:
             device=self._settings.device,
             threads=self._settings.threads,
             shards=variants.shards(subject.version, subject.wish),
+            output=subject.recipe.output,
         )
 
     def _compare(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:

@@ -100,9 +100,9 @@ def find(
     return Reading(spec, task, Binary(usual if threshold is None else threshold, probabilities))
 
 
-def choose(task: Task, outputs: Sequence[TensorSpec], source: Source, named: str | None) -> TensorSpec:
+def choose(task: Task, outputs: Sequence[TensorSpec], source: Source | None, named: str | None) -> TensorSpec:
     """The one that is named; the only one; the only one that fits the task and the labels; of several that fit the only
-    one with a usual name. Raises Unclear."""
+    one with a usual name. Raises Unclear. `source` None: nothing is known of labels."""
     listed = ", ".join(spec.name for spec in outputs)
     if named is not None:
         found = [spec for spec in outputs if spec.name == named]
@@ -142,17 +142,18 @@ def words(name: str) -> set[str]:
     return set(re.split(r"[^a-z0-9]+", name.lower()))
 
 
-def _fits(task: Task, spec: TensorSpec, source: Source) -> bool:
+def _fits(task: Task, spec: TensorSpec, source: Source | None) -> bool:
     rank, floating = len(spec.shape), spec.datatype.startswith(("FP", "BF"))
     if task == "language":
         return rank == 3 and floating
     if task == "embedding":
         return rank == 2 and floating
     if task == "regression":
-        wanted = source.label_shape
+        wanted = source.label_shape if source is not None else None
         return floating and (wanted is None or _squeezed(spec.shape[1:]) == _squeezed(wanted[1:]))
     count = _classes(spec)
-    enough = count is None or source.classes is None or source.classes[1] < count
+    classes = source.classes if source is not None else None
+    enough = count is None or classes is None or classes[1] < count
     return enough and (rank in (1, 2) if floating else _one_column(spec, floating=False))
 
 
