@@ -70,9 +70,10 @@ def find(stats: Sequence[TensorStats], before: Before | None = None) -> list[Fin
 def note(findings: Sequence[Finding], before: Before | None) -> str:
     """One line of them all; the worst first."""
     first = max(findings, key=lambda one: (one.unfinished, one.size))
-    more = f", and {len(findings) - 1} more tensors" if len(findings) > 1 else ""
+    others = len(findings) - 1
+    more = f", and {others} more tensor{'s' * (others > 1)}: {sum(one.size for one in findings):,} bytes in all"
     which = f", which version {before.number} had not" if before is not None else ""
-    return f"{first.said}{more}{which}"
+    return f"{first.said}{more if others else ''}{which}"
 
 
 def judge(

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from fixtures.engines import make_checkpoint, weights
 from safetensors.numpy import save_file
-from sqlmodel import select
+from sqlmodel import col, select
 
 from weighbridge.registry import artifacts, champion, jobs, templates, versions
 from weighbridge.registry.db import Database
 from weighbridge.registry.lifecycle import JobState, VersionStatus
-from weighbridge.registry.models import Alias, GateResult, Version
+from weighbridge.registry.models import Alias, GateResult, Variant, Version
 from weighbridge.registry.notify import LocalNotifier
 from weighbridge.registry.recipe import NO_POLICY
 from weighbridge.registry.settings import BrokerSettings
@@ -61,11 +61,12 @@ class Bench:
             due = jobs.unsent(tx, "cpu", 10, 60)
         queue.send(self.db, self.sender, due)
 
-    def drop(self, name: str, recipe: str | None = None, *, seed: int = 1, nan: int = 0) -> Version:
+    def drop(self, name: str, recipe: str | None = None, *, seed: int = 1, nan: int = 0, missing: int = 0) -> Version:
         """Put a checkpoint into the bucket and record it, as intake does; return the version when its jobs are over."""
         key = f"{MODEL}/{name}.safetensors"
         made = make_checkpoint(self.folder / "made.safetensors", seed, nan=nan)
-        files = [pin(self.store.put(key, made.read_bytes()))]
+        data = made.read_bytes()
+        files = [pin(self.store.put(key, data[: len(data) - missing] + bytes(missing)))]
         with self.db.transaction() as tx:
             recorded = versions.record(
                 tx,
@@ -212,6 +213,28 @@ def test_the_champion_is_what_max_drop_compares_with(bench: Bench) -> None:
     with bench.db.read() as tx:
         failed = tx.scalars(select(GateResult).where(GateResult.verdict == "failed")).all()
     assert [(one.gate, one.limit) for one in failed] == [("accuracy.max_drop", 0.05)]
+
+
+def test_zeros_that_the_champion_had_not_block_where_nothing_else_judges(bench: Bench) -> None:
+    """Without a set the version is rejected; with one, or a gate that allows them, it is ready with a note."""
+    assert bench.drop("first").status == VersionStatus.READY
+    half = bench.drop("half", missing=200)
+    assert half.status == VersionStatus.REJECTED
+    assert "to the end of the file, and 3 more tensors: 200 bytes in all" in half.reason
+    assert ", which version 1 had not: it looks like an unfinished download" in half.reason
+    allowed = bench.drop("allowed", "gates: [{metric: tensors.zero_tail, max: 1000}]", seed=2, missing=200)
+    assert allowed.status == VersionStatus.READY
+    bench.put_eval()
+    both = "gates: [{metric: tensors.zero_tail, max: 1000}, {metric: accuracy, min: 0.0}]"
+    judged = bench.drop("judged", both, seed=3, missing=300)
+    assert judged.status == VersionStatus.READY
+    assert judged.facts["notes"][0].endswith(", which version 3 had not")
+    assert any("every row is answered with class" in note for note in judged.facts["notes"])
+    with bench.db.read() as tx:
+        mine = select(GateResult.gate).join(Variant, col(Variant.id) == col(GateResult.variant_id))
+        seen = tx.scalars(mine.where(col(Variant.version_id) == judged.id)).all()
+    assert sorted(seen) == ["accuracy.min", "tensors.zero_tail.max"]
+    assert bench.drop("set", seed=4, missing=300).status == VersionStatus.READY
 
 
 def _predict(made: dict[str, Any], inputs: Any) -> Any:

@@ -24,7 +24,8 @@ DEFAULTS: Mapping[Kind, Mapping[str, float]] = {
     "numbers": {"max_error": 0.1},
 }
 """Bounds where the recipe gives none. An error of 0.1 is a tenth of what the output varies by; a mean divergence of
-0.02 nats is 2% of perplexity."""
+0.02 nats is 2% of perplexity. Measured on an MLP of random weights: bf16 0.007, int8 forms 0.01 to 0.02, fp8 0.07, int4
+0.16."""
 LARGEST = 1e6
 """Stands for an error without bound, which JSON cannot say."""
 _USUAL = 1e-3
