@@ -15,7 +15,7 @@ from weighbridge.engines.manifest import TensorSpec
 from weighbridge.registry import artifacts, champion, jobs, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
-from weighbridge.registry.lifecycle import Stage, VersionStatus
+from weighbridge.registry.lifecycle import Stage, Verdict, VersionStatus
 from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
 from weighbridge.registry.recipe import ZERO_TAIL, Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
@@ -116,7 +116,11 @@ class TorchStages:
             factories=factories_for(model, self._policies),
             device=self._settings.device,
         )
-        return evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
+        outcome = evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
+        doubt = version.facts.get("unfinished")
+        if doubt and outcome.verdict is Verdict.NOT_APPLICABLE:
+            return Outcome.rejected(f"{doubt} ({outcome.reason})", outcome.facts)
+        return outcome
 
     def _subject(self, tx: Session, version_id: int) -> tuple[Version, str, Recipe]:
         version = tx.get_one(Version, version_id)

@@ -113,6 +113,7 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
     if findings:
         facts["notes"] = [zero_tails.note(findings, before)]
         facts["tensors"]["zero_tail"] = {one.tensor: one.size for one in findings[:_LISTED]}
+    facts["unfinished"] = zero_tails.left_to_set(results)
     if failed := [one.reason for one in results if one.verdict == "failed"]:
         return Outcome.rejected("; ".join(failed), facts, gates=results)
     try:
@@ -172,6 +173,8 @@ def _author(session: Session, data: bytes | None, tolerance: Tolerance) -> str |
         golden.check(session, data, *tolerance)
     except (GoldenMismatch, InvalidInput) as exc:
         return f"golden.safetensors: {exc}"
+    except EngineError as exc:
+        return f"golden.safetensors: the program fails on its inputs: {exc}"
     return None
 
 

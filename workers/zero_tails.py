@@ -79,16 +79,23 @@ def note(findings: Sequence[Finding], before: Before | None) -> str:
 def judge(
     findings: Sequence[Finding], gates: Sequence[Gate], *, evaluated: bool, before: Before | None
 ) -> list[GateResult]:
-    """By the gates that name them; where none does and no evaluation set will, by whether they look unfinished."""
+    """By the gates that name them; where none does, by whether they look unfinished. Where `evaluated`, a set will tell
+    that: what it would have failed is left to it, as *not applicable*."""
     size = float(sum(one.size for one in findings))
     asked = [gate.max for gate in gates if gate.metric == ZERO_TAIL and gate.max is not None]
     said = f"{ZERO_TAIL}: {note(findings, before)}" if findings else f"{ZERO_TAIL}: none"
     results = [_result(size <= limit, size, limit, f"{said} ({size:,.0f} bytes, max {limit:,.0f})") for limit in asked]
-    if not asked and not evaluated and any(one.unfinished for one in findings):
+    if not asked and any(one.unfinished for one in findings):
         allow = f"gates: [{{metric: {ZERO_TAIL}, max: {size:.0f}}}]"
-        why = f"{said}: it looks like an unfinished download, and there is no eval.safetensors to tell: write it again"
-        results.append(_result(False, size, 0.0, f"{why}, or allow it in recipe.yaml ({allow})"))
+        why = f"{said}: it looks like an unfinished download, and no evaluation tells whether it is: write it again"
+        failed = _result(False, size, 0.0, f"{why}, or allow it in recipe.yaml ({allow})")
+        results.append(failed.model_copy(update={"verdict": "not_applicable"}) if evaluated else failed)
     return results
+
+
+def left_to_set(results: Sequence[GateResult]) -> str:
+    """Why the version may not be served if no set judges it after all; empty: nothing is in doubt."""
+    return next((one.reason for one in results if one.verdict == "not_applicable"), "")
 
 
 def _result(passed: bool, size: float, limit: float, reason: str) -> GateResult:

@@ -234,7 +234,12 @@ def test_zeros_that_the_champion_had_not_block_where_nothing_else_judges(bench: 
         mine = select(GateResult.gate).join(Variant, col(Variant.id) == col(GateResult.variant_id))
         seen = tx.scalars(mine.where(col(Variant.version_id) == judged.id)).all()
     assert sorted(seen) == ["accuracy.min", "tensors.zero_tail.max"]
-    assert bench.drop("set", seed=4, missing=300).status == VersionStatus.READY
+    assert bench.drop("set", seed=4, missing=400).status == VersionStatus.READY
+    bench.put_eval(labels=np.full(32, 99, np.int64))
+    unfit = bench.drop("unfit", seed=5, missing=500)
+    assert unfit.status == VersionStatus.REJECTED, "a set that cannot judge is none"
+    assert "unfinished download" in unfit.reason
+    assert "eval.safetensors: labels" in unfit.reason
 
 
 def _predict(made: dict[str, Any], inputs: Any) -> Any:

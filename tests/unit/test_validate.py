@@ -22,7 +22,7 @@ from safetensors.torch import save_file as save_torch
 
 from weighbridge.engines import golden, template
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.folder import FolderStore
@@ -377,3 +377,19 @@ def test_weights_too_large_to_change_are_said(scale: Scale, monkeypatch: pytest.
     outcome = _drop(scale, mine := Small(), mine, torch.float32)
     assert outcome.facts["evidence"]["author_golden"]
     assert "golden.safetensors was tried with 0 of 2 weights changed only" in outcome.facts["notes"]
+
+
+def test_a_golden_on_which_the_program_fails_is_the_goldens_fault(scale: Scale) -> None:
+    """A token beyond the vocabulary says nothing against the weights."""
+    tokens = (TensorSpec(name="tokens", datatype="INT64", shape=(-1, 3)),)
+    made = template.build(torch.nn.Embedding(10, 4).eval(), tokens, ["p"])
+    scale.blobs.put_bytes(made.pt2)
+    info = TemplateInfo("p", made.digest, made.fingerprint, made.parameters, made.inputs, made.outputs)
+    folder = scale.drops / "run"
+    folder.mkdir()
+    save_torch({"weight": torch.randn(10, 4)}, folder / "model.safetensors")
+    beyond = torch.full((2, 3), 10)
+    save_torch({"input.tokens": beyond, "output.p": torch.zeros(2, 3, 4)}, folder / "golden.safetensors")
+    outcome = scale.weigh("run/", programs=Programs((info,)))
+    assert outcome.verdict == "rejected"
+    assert outcome.reason.startswith("golden.safetensors: ")
