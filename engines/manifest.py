@@ -63,13 +63,20 @@ class Encoding(_Frozen):
 class Golden(_Frozen):
     """The reference golden: the blob of a safetensors file with `input.<name>` and `output.<name>` tensors.
 
-    Outputs match when |seen − recorded| ≤ atol + rtol · |recorded| element-wise.
+    Outputs match when |seen − recorded| ≤ atol + rtol · |recorded| + spread · scale element-wise, where `scale` is how
+    far the recorded output varies (engines.spread); what was named before there was a spread has 0.
     """
 
     digest: str
     size: int
     rtol: float
     atol: float
+    spread: float = 0.0
+
+    @property
+    def tolerance(self) -> tuple[float, float, float]:
+        """What `golden.check` takes."""
+        return self.rtol, self.atol, self.spread
 
 
 class Manifest(_Frozen):
@@ -91,6 +98,8 @@ class Manifest(_Frozen):
         said = self.model_dump(mode="json")
         if self.encoding is None:
             del said["encoding"]  # what was named before there were encodings keeps its digest
+        if not self.golden.spread:
+            del said["golden"]["spread"]
         return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @property

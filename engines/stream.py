@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,14 @@ class TensorStats:
     maximum: float | None
     rms: float | None
     """Of large 16-bit tensors a sample: every fourth run of 4,096 elements. All else is exact."""
+    offset: int = 0
+    """Where its bytes begin in the file."""
+    last: bool = False
+    """Whether no other's come after them."""
+    zero_tail: int = 0
+    """Bytes of the run of zeros that it ends in: all of them where it is wholly zero."""
+    hole: int = 0
+    """Bytes of the longest run of zeros that values follow, where it is found: every one of a look's size is."""
 
     @property
     def count(self) -> int:
@@ -77,7 +85,7 @@ class Inspector(io.RawIOBase):
     def __init__(self, stream: IO[bytes], header: Header) -> None:
         self._stream = stream
         tensors = sorted(header.tensors.items(), key=lambda item: item[1].start)
-        self._tallies = [_Tally(name, info) for name, info in tensors]
+        self._tallies = [_Tally(name, info, header.data_start) for name, info in tensors]
         self._skip = header.data_start
         self._at = 0
         self._scratch = torch.empty(_BLOCK)
@@ -100,7 +108,8 @@ class Inspector(io.RawIOBase):
         self._wait()
         if self._skip or self._at < len(self._tallies):
             raise ValueError("the file has not passed whole")
-        return [tally.stats() for tally in self._tallies]
+        found = [tally.stats() for tally in self._tallies]
+        return found[:-1] + [replace(one, last=True) for one in found[-1:]]
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -128,8 +137,9 @@ class Inspector(io.RawIOBase):
 class _Tally:
     """The running statistics of one tensor, whose bytes arrive in any pieces."""
 
-    def __init__(self, name: str, info: TensorInfo) -> None:
-        self._name, self._info = name, info
+    def __init__(self, name: str, info: TensorInfo, data_start: int) -> None:
+        self._name, self._info, self._offset = name, info, data_start + info.start
+        self._zeros = _Zeros()
         self.left = info.end - info.start
         self._float = _FLOATS.get(info.dtype)
         size = math.prod(info.shape)
@@ -167,6 +177,9 @@ class _Tally:
             minimum=self._minimum if known else None,
             maximum=self._maximum if known else None,
             rms=math.sqrt(self._squares / self._squared) if known else None,
+            offset=self._offset,
+            zero_tail=self._zeros.run,
+            hole=self._zeros.longest,
         )
 
     def _look(self, data: memoryview | bytearray, scratch: torch.Tensor) -> None:
@@ -174,7 +187,9 @@ class _Tally:
         if not words.flags.aligned:
             words = words.copy()
         self._words += words.size
-        self._nonzero += int(np.count_nonzero(words))
+        nonzero = int(np.count_nonzero(words))
+        self._nonzero += nonzero
+        self._zeros.add(words, nonzero)
         if self._float is None:
             return
         values = torch.from_numpy(words.view(np.int8)).view(self._float)
@@ -196,6 +211,30 @@ class _Tally:
         rest = values[finite]
         self._nonfinite += values.numel() - rest.numel()
         return rest
+
+
+class _Zeros:
+    """Runs of zeros in words that arrive in looks. What lies within one look, and touches neither end, is not seen."""
+
+    def __init__(self) -> None:
+        self.run = self.longest = 0
+        """Bytes: of the run that the words so far end in, and of the longest that others follow."""
+
+    def add(self, words: np.ndarray[Any, Any], nonzero: int) -> None:
+        """Costs what the runs at both ends are long, and nothing where there are none."""
+        if not nonzero:
+            self.run += words.nbytes
+            return
+        self.longest = max(self.longest, self.run + _leading_zeros(words) * words.itemsize)
+        self.run = _leading_zeros(words[::-1]) * words.itemsize
+
+
+def _leading_zeros(words: np.ndarray[Any, Any]) -> int:
+    """How many words are zero before the first that is not; there is one."""
+    start, size = 0, 1
+    while not (part := words[start : start + size]).any():
+        start, size = start + len(part), size * 4
+    return start + int(np.flatnonzero(part)[0])
 
 
 def _squares(values: torch.Tensor, scratch: torch.Tensor) -> tuple[float, int]:

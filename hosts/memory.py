@@ -137,7 +137,7 @@ class MemoryHost:
         manifest = pull(self._client, self._cache, slot.artifact)
         session = self._load(manifest, self._cache.path)
         wanted = manifest.golden
-        golden.check(session, self._cache.path(wanted.digest).read_bytes(), wanted.rtol, wanted.atol)
+        golden.check(session, self._cache.path(wanted.digest).read_bytes(), *wanted.tolerance)
         return session
 
     def _drop(self, model: str) -> None:

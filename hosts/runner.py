@@ -40,7 +40,7 @@ class Runner:
     ) -> None:
         self._load, self._background, self._body_limit, self._batch = load, background, body_limit, batch
         self._session: Session | None = None
-        self._golden = (b"", 0.0, 0.0)
+        self._golden = (b"", (0.0, 0.0, 0.0))
         self._model = self._version = ""
 
     def serve(self, sock: socket.socket) -> None:
@@ -101,19 +101,19 @@ class Runner:
             return self._load(parsed, paths, device=device, factories=factories)
 
         self._session = self._background.run(load)
-        self._golden = paths(parsed.golden.digest).read_bytes(), parsed.golden.rtol, parsed.golden.atol
+        self._golden = paths(parsed.golden.digest).read_bytes(), parsed.golden.tolerance
         self._model, self._version = model, version
         set_threads(threads)  # OpenMP counts threads per calling thread; this one will infer
         return {"seconds": time.monotonic() - began, "rss": resident_bytes()}
 
     def _check_golden(self, *, rounds: int) -> dict[str, Any]:
         """Prove the reference golden in the background, then answer its inputs `rounds` times as requests."""
-        session, (data, rtol, atol) = self._loaded(), self._golden
+        session, (data, tolerance) = self._loaded(), self._golden
         began = time.monotonic()
-        self._background.run(lambda: golden.check(session, data, rtol, atol))
+        self._background.run(lambda: golden.check(session, data, *tolerance))
         inputs, expected = golden.read(data)
         for _ in range(rounds):
-            golden.compare(self._warm_up(inputs), expected, rtol, atol)
+            golden.compare(self._warm_up(inputs), expected, *tolerance)
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection in the middle of a request walks over it
         return {"seconds": time.monotonic() - began}

@@ -14,6 +14,9 @@ from weighbridge.registry.models import ArtifactBlob, Blob, GateResult, Metric, 
 from weighbridge.registry.schemas import GateResult as WireGate
 from weighbridge.registry.schemas import Metric as WireMetric
 
+TENSORS = "tensors."
+"""How the gates begin that validation judges; all others are of an evaluation."""
+
 
 def store_artifact(
     tx: Session,
@@ -65,10 +68,14 @@ def record_metrics(tx: Session, variant_id: int, metrics: Sequence[WireMetric], 
         tx.execute(insert(Metric), rows)
 
 
-def record_gates(tx: Session, variant_id: int, results: Sequence[WireGate], *, judgement: int) -> None:
-    """Write this judgement's gate results, in place of what an earlier attempt of it wrote."""
+def record_gates(tx: Session, variant_id: int, results: Sequence[WireGate], *, judgement: int, of: str = "") -> None:
+    """Write this judgement's gate results, in place of what an earlier attempt of it wrote.
+
+    `of`: only the gates whose names begin so are replaced; without it, those of no other stage (`TENSORS`).
+    """
     mine = (col(GateResult.variant_id) == variant_id, col(GateResult.judgement) == judgement)
-    tx.execute(delete(GateResult).where(*mine))
+    named = col(GateResult.gate).startswith(of or TENSORS, autoescape=True)
+    tx.execute(delete(GateResult).where(*mine, named if of else ~named))
     rows = [{"variant_id": variant_id, "judgement": judgement, **result.model_dump()} for result in results]
     if rows:
         tx.execute(insert(GateResult), rows)

@@ -45,19 +45,23 @@ class ProgramWish(_Strict):
 MetricName = Literal[
     "accuracy", "precision", "recall", "f1", "mse", "mae", "r2", "perplexity", "cosine", "retrieval_agreement"
 ]
+ZERO_TAIL = "tensors.zero_tail"
+"""What a gate may name beside metrics: bytes of zeros where bytes may be missing, which validation counts."""
 Task = Literal["classification", "regression", "language", "embedding"]
 
 
 class Gate(_Strict):
     """A rule on a metric. `min`, `max`: bounds. `max_drop`: how much less than the champion, on one evaluation set."""
 
-    metric: MetricName
+    metric: MetricName | Literal["tensors.zero_tail"]
     min: float | None = None
     max: float | None = None
     max_drop: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _some(self) -> Gate:
+        if self.metric == ZERO_TAIL and (self.max is None or self.min is not None or self.max_drop is not None):
+            raise ValueError(f"{ZERO_TAIL} takes max alone, bytes")
         if self.min is None and self.max is None and self.max_drop is None:
             raise ValueError("give at least one of min, max, max_drop")
         return self
@@ -104,6 +108,19 @@ class RolloutSettings(_Strict):
     """A host that has not the new version live after this long fails the wave."""
 
 
+class OutputQuality(_Strict):
+    """How far one output of a variant may be from the original's. What is not given has a default by the output's kind:
+    `max_kl_mean` 0.02 for scores and logits, `min_top1` 0.98 for whole numbers, `max_error` 0.1 for all else."""
+
+    min_top1: Share | None = None
+    """Least share of rows whose largest score, or of whole numbers that, stay the same."""
+    max_kl_mean: Annotated[float, Field(ge=0)] | None = None
+    """Most mean Kullback-Leibler divergence, in nats."""
+    max_error: Annotated[float, Field(ge=0)] | None = None
+    """Most root mean square of the difference, as a share of what the output varies by."""
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+
 class Quality(_Strict):
     """What a variant must keep of the original, on the same inputs. What cannot be measured does not pass.
 
@@ -125,6 +142,8 @@ class Quality(_Strict):
     max_kl_p99: Annotated[float, Field(ge=0)] | None = None
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Least mean cosine between the original's output vectors and the variant's."""
+    outputs: dict[str, OutputQuality] = Field(default_factory=dict)
+    """By output: bounds beside the metric's, and those of every other output in place of the defaults."""
 
 
 class Recovery(_Strict):
@@ -243,6 +262,10 @@ class Recipe(_Strict):
     """fast: ready after validation; evaluation runs behind the rollout and can roll it back."""
     task: Task = "classification"
     """What the evaluation set measures."""
+    output: str | None = None
+    """The output that it measures. None: the only one that fits the task and the labels, or is named like it."""
+    threshold: float | None = None
+    """Of a classification by one number a row: class 1 above it. None: 0.5 for probabilities, 0 for logits."""
     gates: tuple[Gate, ...] = ()
     variants: Annotated[tuple[VariantWish, ...], Field(max_length=32), AfterValidator(_distinct)] = ()
     quality: Quality = Quality()
@@ -251,6 +274,17 @@ class Recipe(_Strict):
     benchmark: bool | None = None
     """Measure the original and every variant that passed, on each kind of device. None: if there are variants."""
     rollout: RolloutSettings = RolloutSettings()
+
+    @model_validator(mode="after")
+    def _known(self) -> Recipe:
+        """A factory's outputs stand here; a template's are known only when a version is judged."""
+        names = [wish.name for wish in self.outputs]
+        asked = [self.output, *self.quality.outputs]
+        if names and (wrong := [one for one in asked if one is not None and one not in names]):
+            raise ValueError(f"{wrong[0]} is none of the outputs ({', '.join(names)})")
+        if self.threshold is not None and self.task != "classification":
+            raise ValueError(f"threshold is for task: classification, not {self.task}")
+        return self
 
     @property
     def measured(self) -> bool:

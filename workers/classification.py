@@ -48,6 +48,10 @@ class ClassCounts:
         self._predicted = _plus(self._predicted, predictions)
         self._actual = _plus(self._actual, labels)
 
+    def predicted(self) -> list[int]:
+        """The classes that were answered at all."""
+        return [int(one) for one in np.flatnonzero(self._predicted)]
+
     def scores(self) -> Scores:
         """Raises ValueError before the first row."""
         count = int(self._actual.sum())

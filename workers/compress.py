@@ -80,6 +80,8 @@ class CompressTask:
     threads: int = 1
     part: str = ""
     shards: int = 1
+    output: str | None = None
+    """Which output a metric reads, as an EvaluateTask's."""
 
 
 def compress(
@@ -153,7 +155,7 @@ def _whole(task: CompressTask, order: Order, blobs: Blobs, cache: BlobPath) -> B
 
 def _original(task: CompressTask, cache: BlobPath) -> Original:
     manifest = Manifest.model_validate_json(cache(task.artifact).read_bytes())
-    return Original(manifest, cache, task.factories, task.device, task.threads, task.task)
+    return Original(manifest, cache, task.factories, task.device, task.threads, task.task, task.output)
 
 
 def _module(task: CompressTask) -> ModuleType:

@@ -20,7 +20,7 @@ from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Gate, Quality, Task
 from weighbridge.registry.schemas import GateResult, Metric
-from weighbridge.workers.evaluation import gates, runs, tasks
+from weighbridge.workers.evaluation import gates, reading, runs, tasks
 from weighbridge.workers.evaluation.bootstrap import ERRORS
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.evaluation.datasets import BadDataset, open_dataset
@@ -49,6 +49,9 @@ class EvaluateTask:
     factories: tuple[str, ...] = ()
     device: str = "cpu"
     task: Task = "classification"
+    output: str | None = None
+    threshold: float | None = None
+    """Which output the metrics read, and where one number a row divides the classes; None: by rule (`reading`)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Scores:
     values: Mapping[str, float]
     slices: list[Metric]
     rows: int
+    output: str
+    """The one that was read."""
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +77,8 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
         scores = _score(task.artifact, task.dataset, task, cache, progress)
     except BadDataset as wrong:
         return _unmeasured(task, f"eval.safetensors: {wrong}")
+    except reading.Unclear as unclear:
+        return _unmeasured(task, f"recipe.yaml: {unclear}")
     except EngineError as wrong:
         if runs.out_of_memory(wrong):
             raise MemoryError(str(wrong)) from wrong
@@ -81,7 +88,7 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     compared = _champion(task, task.dataset, cache)
     results = [result for gate in task.gates for result in _judge(gate, scores.values, compared)]
     facts: dict[str, Any] = {"dataset_digest": task.dataset, "count": scores.rows, "evidence": {"evaluated": True}}
-    facts |= {"notes": list(scores.notes)} if scores.notes else {}
+    facts |= {"output": scores.output} | ({"notes": list(scores.notes)} if scores.notes else {})
     rows: dict[str, Any] = {"gates": results, "metrics": _metrics(scores, task.dataset)}
     failed = [result.reason for result in results if result.verdict == "failed"]
     if failed:
@@ -126,7 +133,7 @@ def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> _Compared:
         return _Compared(champion.number, champion.scores)
     try:
         scores = _score(champion.artifact, dataset, task, cache, None)
-    except (BadDataset, EngineError) as wrong:
+    except (BadDataset, EngineError, reading.Unclear) as wrong:
         return _Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
     return _Compared(champion.number, scores.values)
 
@@ -174,24 +181,27 @@ def _score(
 ) -> Scores:
     """Batch by batch from the mapped file: memory is one batch and its outputs.
 
-    Raises BadDataset, EngineError, LookupError.
+    Raises BadDataset, Unclear, EngineError, LookupError.
     """
     manifest = Manifest.model_validate_json(cache(artifact).read_bytes())
     session = load(manifest, cache, task.device, task.factories)
     try:
         runner = runs.Runner(session)
         with open_dataset(cache(dataset), session.inputs, task.task) as data:
-            meter = tasks.meter(task.task, session.outputs[0], data.rows)
+            read = reading.find(
+                task.task, session.outputs, data, runner.batch, named=task.output, threshold=task.threshold
+            )
+            meter = tasks.meter(task.task, read.spec, data.rows)
             done = 0
-            for inputs, labels in data.batches():
-                rows = runs.count((inputs, labels))
-                answer = runner.answer(inputs, rows)
-                data.learn(answer)
-                meter.add(tasks.targets(task.task, inputs, labels), answer)
-                done += rows
+            for batch in data.batches():
+                answers = runner.batch(batch)
+                data.learn(*answers.values())
+                meter.add(tasks.targets(task.task, *batch), read.scores(answers[read.spec.name]))
+                done += runs.count(batch)
                 if progress is not None:
                     progress(done / data.rows)
-            return Scores(meter.scores(), meter.slices(), data.rows, runner.notes)
+            notes = (*read.notes, *meter.notes(), *runner.notes)
+            return Scores(meter.scores(), meter.slices(), data.rows, read.spec.name, notes)
     except InvalidInput as wrong:
         raise BadDataset(str(wrong)) from wrong
     finally:
@@ -220,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise FileNotFoundError(f"{args.blobs} has no blob {digest}")
         return path
 
-    common: dict[str, Any] = {"task": args.task, "factories": tuple(args.factories), "device": args.device}
+    read = {"task": args.task, "output": args.output, "threshold": args.threshold}
+    common: dict[str, Any] = {**read, "factories": tuple(args.factories), "device": args.device}
     if args.against:
         quality = Quality.model_validate_json(args.quality)
         outcome = compare(
@@ -242,6 +253,8 @@ def _arguments() -> terminal.Arguments:
     parser.add_argument("--blobs", type=Path, required=True, help="the folder that holds blobs/")
     parser.add_argument("--against", metavar="ORIGINAL", help="digest of the original's manifest: compare with it")
     parser.add_argument("--task", choices=get_args(Task), default="classification")
+    parser.add_argument("--output", help="which output the metrics read")
+    parser.add_argument("--threshold", type=float, help="class 1 above it, where one number a row decides")
     parser.add_argument("--quality", default="{}", help='bounds as JSON, as in a recipe: {"keep": 0.999}')
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tables", action="store_true", help="tables for people instead of JSON")

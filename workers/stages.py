@@ -15,9 +15,9 @@ from weighbridge.engines.manifest import TensorSpec
 from weighbridge.registry import artifacts, champion, identity, jobs, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
-from weighbridge.registry.lifecycle import Stage, Verdict
+from weighbridge.registry.lifecycle import Stage, Verdict, VersionStatus
 from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
-from weighbridge.registry.recipe import Policy, Recipe, TensorWish, policy_for
+from weighbridge.registry.recipe import ZERO_TAIL, Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.protocols import Ref, Store
 from weighbridge.workers.benchmarking.machine import Machine
@@ -31,6 +31,7 @@ from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Recorder
 from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, validate
 from weighbridge.workers.variant_stages import VariantStages, factories_for
+from weighbridge.workers.zero_tails import Before
 
 
 class TorchStages:
@@ -70,6 +71,7 @@ class TorchStages:
             version, model, recipe = self._subject(tx, version_id)
             files = tuple(_ref(file) for file in versions.files(tx, version_id))
             known = tuple(_template(row) for row in templates.listing(tx))
+            before = _before(tx, version)
         task = ValidateTask(
             model=model,
             version=version.number,
@@ -81,6 +83,9 @@ class TorchStages:
             outputs=_specs(recipe.outputs),
             programs=Programs(known, policy_for(model, self._policies).programs),
             device=self._settings.device,
+            gates=recipe.gates,
+            evaluated=version.eval_pin is not None,
+            before=before,
         )
         outcome = validate(
             task,
@@ -103,13 +108,19 @@ class TorchStages:
         task = EvaluateTask(
             artifact=artifact,
             dataset=dataset,
-            gates=recipe.gates,
+            gates=tuple(gate for gate in recipe.gates if gate.metric != ZERO_TAIL),
             champion=self._champion(version, recipe, dataset),
             task=recipe.task,
+            output=recipe.output,
+            threshold=recipe.threshold,
             factories=factories_for(model, self._policies),
             device=self._settings.device,
         )
-        return evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
+        outcome = evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
+        doubt = version.facts.get("unfinished")
+        if doubt and outcome.verdict is Verdict.NOT_APPLICABLE:
+            return Outcome.rejected(f"{doubt} ({outcome.reason})", outcome.facts)
+        return outcome
 
     def _subject(self, tx: Session, version_id: int) -> tuple[Version, str, Recipe]:
         version = tx.get_one(Version, version_id)
@@ -161,7 +172,9 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     outcome = _claimed(tx, version, claim, outcome)
     facts = dict(outcome.facts)
     version.evidence = {**version.evidence, **facts.pop("evidence", {})}
-    version.facts = {**version.facts, **facts}
+    earlier = [] if claim.stage is Stage.VALIDATE else version.facts.get("notes", [])
+    notes = list(dict.fromkeys([*earlier, *facts.pop("notes", [])]))
+    version.facts = {**version.facts, **facts, "notes": notes}
     if source_digest := facts.get("source_digest"):
         version.source_digest = source_digest
         _record_digests(tx, version, facts.get("files", ()))
@@ -171,7 +184,9 @@ def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
     if artifact := facts.get("artifact_digest"):
         size = facts["tensors"]["bytes"]
         artifacts.store_artifact(tx, claim.subject_id, artifact_digest=artifact, blobs=facts["blobs"], size=size)
-    if outcome.metrics or outcome.gates:
+    if claim.stage is Stage.VALIDATE:
+        _record_tensor_gates(tx, version, outcome)
+    elif outcome.metrics or outcome.gates:
         variant = artifacts.find_variant(tx, claim.subject_id)
         assert variant.id is not None
         artifacts.record_metrics(tx, variant.id, outcome.metrics, judgement=version.judgement)
@@ -192,6 +207,25 @@ def _claimed(tx: Session, version: Version, claim: Claim, outcome: Outcome) -> O
         return outcome
     known = {name: outcome.facts[name] for name in ("weights", "source_digest", "files") if name in outcome.facts}
     return Outcome.duplicate(reason, known)
+
+
+def _record_tensor_gates(tx: Session, version: Version, outcome: Outcome) -> None:
+    """Those that validation judges; where there is no artifact there is no variant to write them to: see the reason."""
+    if outcome.gates and "artifact_digest" in outcome.facts:
+        variant = artifacts.find_variant(tx, version.id or 0)
+        assert variant.id is not None
+        artifacts.record_gates(tx, variant.id, outcome.gates, judgement=version.judgement, of=artifacts.TENSORS)
+
+
+def _before(tx: Session, version: Version) -> Before | None:
+    """The zeros of the champion before this version, else of the newest ready version before it."""
+    ready = select(Version).where(col(Version.model_id) == version.model_id, col(Version.id) != version.id)
+    ready = ready.where(col(Version.written_at) <= version.written_at, col(Version.status) == VersionStatus.READY)
+    ready = ready.order_by(*identity.newest_first())
+    serving = tx.scalars(ready.where(col(Version.number) == champion.number(tx, version.model_id))).first()
+    found = serving or tx.scalars(ready).first()
+    seen = found.facts.get("tensors", {}).get("zeros") if found is not None else None
+    return Before(found.number, seen["tensors"], seen["bytes"]) if found is not None and seen else None
 
 
 def _record_digests(tx: Session, version: Version, files: Any) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,26 @@ from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
+from weighbridge.engines.spread import Tolerance
 from weighbridge.engines.stream import TensorStats
-from weighbridge.registry.recipe import ProgramWish
+from weighbridge.registry.recipe import Gate, ProgramWish
 from weighbridge.storage import identity
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.streaming import Progress
-from weighbridge.workers import bindings, checkpoint
+from weighbridge.workers import bindings, checkpoint, proving, zero_tails
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
 from weighbridge.workers.outcome import Outcome
+from weighbridge.workers.zero_tails import Before
 
 __all__ = ["Programs", "TemplateInfo", "ValidateTask", "validate"]
 
 _LISTED = 20
 """How many tensors a list in the facts names."""
+_AUTHOR = "author"
+_GOLDENS = {_AUTHOR: "golden.safetensors", "reference": "the reference golden, on synthetic inputs,"}
 ENGINE = {"name": "torch", "minimum": "2.8"}
 
 
@@ -57,6 +61,12 @@ class ValidateTask:
     """A factory's contract, from the recipe; templates carry their own."""
     programs: Programs = field(default_factory=Programs)
     device: str = "cpu"
+    gates: tuple[Gate, ...] = ()
+    """The recipe's; those on tensors are judged here."""
+    evaluated: bool = False
+    """Whether an evaluation set will judge it."""
+    before: Before | None = None
+    """What its predecessor had of zeros."""
 
 
 def validate(
@@ -110,18 +120,27 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
         facts["evidence"] = _evidence("bytes")
         return Outcome.rejected(_nonfinite(bad), facts)
     facts["evidence"] = _evidence("bytes", "tensors")
+    before = zero_tails.comparable(task.before, contents.stats)
+    findings = zero_tails.find(contents.stats, before)
+    results = zero_tails.judge(findings, task.gates, evaluated=task.evaluated, before=before)
+    if findings:
+        facts["notes"] = [zero_tails.note(findings, before)]
+        facts["tensors"]["zero_tail"] = {one.tensor: one.size for one in findings[:_LISTED]}
+    facts["unfinished"] = zero_tails.left_to_set(results)
+    if failed := [one.reason for one in results if one.verdict == "failed"]:
+        return Outcome.rejected("; ".join(failed), facts, gates=results)
     try:
         bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
     except bindings.Unbound as none:
         return Outcome.needs_binding(str(none), facts)
-    return _prove_program(task, contents, bound, facts, blobs, cache)
+    return replace(_prove_program(task, contents, bound, facts, blobs, cache), gates=results)
 
 
 def _prove_program(
     task: ValidateTask, contents: Contents, bound: Bound, facts: dict[str, Any], blobs: Blobs, cache: BlobPath
 ) -> Outcome:
-    rtol, atol = golden.tolerance([one.dtype for one in contents.stats])
-    draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, rtol=rtol, atol=atol))
+    tolerance = golden.tolerance([one.dtype for one in contents.stats])
+    draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, **tolerance._asdict()))
     factories = (bound.program.name,) if bound.program.kind == "factory" else ()
     try:
         session = load(draft, cache, task.device, factories)
@@ -129,17 +148,19 @@ def _prove_program(
         return Outcome.needs_binding(f"{bound.program.kind}:{bound.program.name} does not load: {exc}", facts)
     try:
         reference = golden.make_reference(session)
-        golden.check(session, reference, rtol, atol)
+        golden.check(session, reference, *tolerance)
         facts["evidence"] = _evidence("bytes", "tensors", "program")
-        if wrong := _author(session, contents.golden, rtol, atol):
+        if wrong := _author(session, contents.golden, tolerance):
             return Outcome.rejected(wrong, facts)
+        goldens = {"reference": reference} | ({_AUTHOR: contents.golden} if contents.golden is not None else {})
+        weak = proving.worthless(session, goldens, tolerance)
     except EngineError as exc:
         return Outcome.rejected(f"{bound.program.kind}:{bound.program.name} fails with these weights: {exc}", facts)
     finally:
         session.close()
-    facts["evidence"]["author_golden"] = contents.golden is not None
+    facts["evidence"]["author_golden"] = contents.golden is not None and weak.get(_AUTHOR) != proving.NOTHING
     kept = blobs.put_bytes(reference)
-    manifest = _manifest(contents, bound, Golden(digest=kept.digest, size=kept.size, rtol=rtol, atol=atol))
+    manifest = _manifest(contents, bound, Golden(digest=kept.digest, size=kept.size, **tolerance._asdict()))
     stored = blobs.put_bytes(manifest.canonical())
     facts |= {
         "artifact_digest": stored.digest,
@@ -148,19 +169,25 @@ def _prove_program(
         "bound": len(bound.binding),
         "golden": manifest.golden.model_dump(mode="json"),
     }
-    proven = ", author's golden matches" if contents.golden is not None else ""
+    if weak:
+        facts["notes"] = facts.get("notes", []) + [f"{_GOLDENS[name]} {said}" for name, said in weak.items()]
+    proven = ", author's golden matches" if facts["evidence"]["author_golden"] else ""
+    if weak.get(_AUTHOR) == proving.NOTHING:
+        proven = f", {_GOLDENS[_AUTHOR]} {proving.NOTHING}"
     count = f"{len(contents.stats)} tensor{'s' * (len(contents.stats) != 1)}"
     return Outcome.passed(f"{count}, finite, bound to {bound.program.kind}:{bound.program.name}{proven}", facts)
 
 
-def _author(session: Session, data: bytes | None, rtol: float, atol: float) -> str | None:
+def _author(session: Session, data: bytes | None, tolerance: Tolerance) -> str | None:
     """Why the author's golden rejects the version, if it does."""
     if data is None:
         return None
     try:
-        golden.check(session, data, rtol, atol)
+        golden.check(session, data, *tolerance)
     except (GoldenMismatch, InvalidInput) as exc:
         return f"golden.safetensors: {exc}"
+    except EngineError as exc:
+        return f"golden.safetensors: the program fails on its inputs: {exc}"
     return None
 
 
@@ -196,6 +223,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
             "zero": [one.name for one in stats if one.count and one.zeros == one.count][:_LISTED],
             "constant": [one.name for one in stats if one.constant][:_LISTED],
             "largest": [_row(one) for one in largest],
+            "zeros": zero_tails.facts(stats),
         },
     }
 
@@ -203,6 +231,8 @@ def _facts(contents: Contents) -> dict[str, Any]:
 def _row(one: TensorStats) -> dict[str, Any]:
     fraction = one.zeros / one.count if one.count else 0.0
     row = asdict(one) | {"shape": list(one.shape), "zeros": round(fraction, 6)}
+    for place in ("offset", "last", "zero_tail", "hole"):
+        del row[place]
     return {key: value for key, value in row.items() if not (value is None or value == math.inf)}
 
 

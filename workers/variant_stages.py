@@ -125,6 +125,7 @@ class VariantStages:
             device=self._settings.device,
             threads=self._settings.threads,
             shards=variants.shards(subject.version, subject.wish),
+            output=subject.recipe.output,
         )
 
     def _compare(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
@@ -134,6 +135,8 @@ class VariantStages:
             original=subject.original,
             dataset=self._datasets.evaluation(subject.version),
             task=subject.recipe.task,
+            output=subject.recipe.output,
+            threshold=subject.recipe.threshold,
             quality=subject.wish.quality or subject.recipe.quality,
             factories=factories_for(subject.model, self._policies),
             device=self._settings.device,

@@ -44,7 +44,6 @@ def test_the_reference_golden_of_the_cpu_holds_on_a_device(
     """What validation recorded on a machine without a GPU is what a GPU host proves itself by."""
     manifest = make_manifest(make_checkpoint(tmp_path / "c.safetensors"))
     host, device = load(manifest, local_blobs), load(manifest, local_blobs, "cuda")
-    rtol, atol = golden.tolerance(["F32"])
-    golden.check(device, golden.make_reference(host), rtol, atol)
+    golden.check(device, golden.make_reference(host), *golden.tolerance(["F32"]))
     host.close()
     device.close()

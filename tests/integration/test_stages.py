@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from fixtures.engines import make_checkpoint, weights
 from safetensors.numpy import save_file
-from sqlmodel import select
+from sqlmodel import col, select
 
 from weighbridge.registry import artifacts, champion, jobs, templates, versions
 from weighbridge.registry.db import Database
 from weighbridge.registry.lifecycle import JobState, VersionStatus
-from weighbridge.registry.models import Alias, GateResult, Version
+from weighbridge.registry.models import Alias, GateResult, Variant, Version
 from weighbridge.registry.notify import LocalNotifier
 from weighbridge.registry.recipe import NO_POLICY
 from weighbridge.registry.settings import BrokerSettings
@@ -61,11 +61,12 @@ class Bench:
             due = jobs.unsent(tx, "cpu", 10, 60)
         queue.send(self.db, self.sender, due)
 
-    def drop(self, name: str, recipe: str | None = None, *, seed: int = 1, nan: int = 0) -> Version:
+    def drop(self, name: str, recipe: str | None = None, *, seed: int = 1, nan: int = 0, missing: int = 0) -> Version:
         """Put a checkpoint into the bucket and record it, as intake does; return the version when its jobs are over."""
         key = f"{MODEL}/{name}.safetensors"
         made = make_checkpoint(self.folder / "made.safetensors", seed, nan=nan)
-        files = [pin(self.store.put(key, made.read_bytes()))]
+        data = made.read_bytes()
+        files = [pin(self.store.put(key, data[: len(data) - missing] + bytes(missing)))]
         with self.db.transaction() as tx:
             recorded = versions.record(
                 tx,
@@ -93,7 +94,7 @@ class Bench:
 
     def put_eval(self, rows: int = 32, labels: Any = None) -> None:
         rng = np.random.default_rng(0)
-        labels = np.zeros(rows, np.int64) if labels is None else labels
+        labels = np.arange(rows) % 10 if labels is None else labels
         save_file(
             {"pixels": rng.random((rows, 64), np.float32), "labels": labels}, path := self.folder / "eval.safetensors"
         )
@@ -196,7 +197,7 @@ def test_a_store_that_is_away_costs_no_attempt(bench: Bench, monkeypatch: pytest
 def test_the_champion_is_what_max_drop_compares_with(bench: Bench) -> None:
     """A version that is worse than what serves, on the same evaluation set, is rejected with both numbers."""
     rng = np.random.default_rng(0)
-    inputs = rng.random((64, 64), np.float32)
+    inputs = 10 * rng.standard_normal((64, 64)).astype(np.float32)
     first = weights(1)
     labels = _predict(first, inputs)
     save_file({"pixels": inputs, "labels": labels}, path := bench.folder / "eval.safetensors")
@@ -214,9 +215,36 @@ def test_the_champion_is_what_max_drop_compares_with(bench: Bench) -> None:
     assert [(one.gate, one.limit) for one in failed] == [("accuracy.max_drop", 0.05)]
 
 
+def test_zeros_that_the_champion_had_not_block_where_nothing_else_judges(bench: Bench) -> None:
+    """Without a set the version is rejected; with one, or a gate that allows them, it is ready with a note."""
+    assert bench.drop("first").status == VersionStatus.READY
+    half = bench.drop("half", missing=200)
+    assert half.status == VersionStatus.REJECTED
+    assert "to the end of the file, and 3 more tensors: 200 bytes in all" in half.reason
+    assert ", which version 1 had not: it looks like an unfinished download" in half.reason
+    allowed = bench.drop("allowed", "gates: [{metric: tensors.zero_tail, max: 1000}]", seed=2, missing=200)
+    assert allowed.status == VersionStatus.READY
+    bench.put_eval()
+    both = "gates: [{metric: tensors.zero_tail, max: 1000}, {metric: accuracy, min: 0.0}]"
+    judged = bench.drop("judged", both, seed=3, missing=300)
+    assert judged.status == VersionStatus.READY
+    assert judged.facts["notes"][0].endswith(", which version 3 had not")
+    assert any("every row is answered with class" in note for note in judged.facts["notes"])
+    with bench.db.read() as tx:
+        mine = select(GateResult.gate).join(Variant, col(Variant.id) == col(GateResult.variant_id))
+        seen = tx.scalars(mine.where(col(Variant.version_id) == judged.id)).all()
+    assert sorted(seen) == ["accuracy.min", "tensors.zero_tail.max"]
+    assert bench.drop("set", seed=4, missing=400).status == VersionStatus.READY
+    bench.put_eval(labels=np.full(32, 99, np.int64))
+    unfit = bench.drop("unfit", seed=5, missing=500)
+    assert unfit.status == VersionStatus.REJECTED, "a set that cannot judge is none"
+    assert "unfinished download" in unfit.reason
+    assert "eval.safetensors: labels" in unfit.reason
+
+
 def _predict(made: dict[str, Any], inputs: Any) -> Any:
     """`small_mlp` in numpy."""
     hidden = (inputs * np.linspace(0.5, 1.5, 64, dtype=np.float32)) @ made["hidden.weight"].T + made["hidden.bias"]
     norm = (hidden - made["norm.running_mean"]) / np.sqrt(made["norm.running_var"] + 1e-5)
-    hidden = np.maximum(norm * made["norm.weight"] + made["norm.bias"], 0) + 0.25
+    hidden = np.maximum(norm * made["norm.weight"] + made["norm.bias"] + 0.25, 0)
     return (hidden @ made["head.weight"].T + made["head.bias"]).argmax(axis=1).astype(np.int64)

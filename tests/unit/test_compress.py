@@ -86,7 +86,7 @@ def test_a_variant_becomes_an_artifact_that_hosts_load(shop: Shop) -> None:
     assert facts["kept_layers"] == ["4.weight: skipped by 4"]
     assert {row["name"] for row in facts["tensors"]} == shop.original.manifest.binding.keys()
     session = load(manifest, shop.original.cache)
-    golden.check(session, shop.blobs.get(manifest.golden.digest), manifest.golden.rtol, manifest.golden.atol)
+    golden.check(session, shop.blobs.get(manifest.golden.digest), *manifest.golden.tolerance)
     assert not any((shop.folder / "scratch").iterdir())
 
 

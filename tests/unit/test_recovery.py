@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fixtures import compression
 from unit.test_pruning import accuracy, artifact, prune, rows, train_data, trained_mlp, weights
 
+from weighbridge.engines.manifest import TensorSpec
+from weighbridge.registry.recipe import Recovery
+from weighbridge.workers.compression import training
 from weighbridge.workers.compression.types import BuildFailed, Original
 
 pytestmark = pytest.mark.slow
@@ -147,3 +151,40 @@ def test_a_lowered_batch_still_takes_every_step(original: Original, digits: Any,
     pruning.build(dataclasses.replace(order, progress=seen.append))
     assert len(seen) == 30
     assert seen[-1] == 1
+
+
+class Heads(torch.nn.Module):
+    """A head of one logit and one of three numbers, in the order that is asked."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.logit, self.price, self.first = torch.nn.Linear(4, 1), torch.nn.Linear(4, 3), first
+
+    def forward(self, x: torch.Tensor) -> Any:
+        both = {"logit": self.logit(x), "price": 100 * self.price(x)}
+        return tuple(both[name] for name in sorted(both, key=lambda name: name != self.first))
+
+
+@pytest.mark.parametrize("first", ["logit", "price"])
+def test_the_labels_are_of_the_output_that_is_read_and_the_others_are_followed(first: str) -> None:
+    """One logit a row learns two classes; a head that no label is for goes back to the original's too."""
+    teacher = Heads(first).eval().requires_grad_(False)
+    student = Heads(first)
+    with torch.no_grad():
+        for value in student.parameters():
+            value.add_(0.5 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+    x = np.random.default_rng(0).standard_normal((512, 4)).astype(np.float32)
+    labels = (teacher(torch.from_numpy(x))[first != "logit"] > 0).long().numpy()[:, 0]
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+    wishes = Recovery(steps=300, learning_rate=0.02, weight_decay=0)
+    lesson = training.Lesson(wishes, "classification", (spec,), read=int(first != "logit"))
+    trained = training.trainable(student, frozenset())
+    passes = training.endless(lambda _: iter([{"x": x, "labels": labels}]))
+    before, after = training.train(student, trained, teacher, lesson, passes, lambda _: None)
+    assert after < 0.5 * before
+    seen, wanted = (torch.cat(model(torch.from_numpy(x)), 1) for model in (student.eval(), teacher))
+    column = 0 if first == "logit" else 3
+    assert ((seen[:, column] > 0).long().numpy() == labels).mean() > 0.97
+    prices = [at for at in range(4) if at != column]
+    assert (seen[:, prices] - wanted[:, prices]).std() < 0.1 * wanted[:, prices].std()

@@ -117,3 +117,27 @@ def test_a_file_that_passed_in_part_has_no_statistics() -> None:
             pass
         with pytest.raises(ValueError, match="not passed whole"):
             inspector.stats()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=6),
+    sizes=st.lists(st.integers(1, 97), min_size=1, max_size=4),
+)
+def test_zeros_at_the_end_are_counted_to_the_byte(runs: list[tuple[int, int]], sizes: list[int]) -> None:
+    """Whatever the pieces: the run that a tensor ends in, and no hole that is not there."""
+    values = np.concatenate([np.r_[np.zeros(zeros), np.ones(ones)] for zeros, ones in runs]).astype(np.float32)
+    (seen,) = inspect(safetensors({"w": ("F32", [len(values)], values.tobytes())}), sizes)
+    nonzero = np.flatnonzero(values)
+    assert seen.zero_tail == 4 * (len(values) - (nonzero[-1] + 1 if len(nonzero) else 0))
+    gaps = np.diff(np.r_[-1, nonzero]) - 1
+    assert seen.hole <= 4 * gaps.max(initial=0)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_hole_as_large_as_a_look_is_seen(dtype: str) -> None:
+    """Pages that were never written, in the middle of a large tensor."""
+    array = np.ones(3_000_000, CODES[dtype])
+    array[700_000:2_000_000] = 0
+    (seen,) = inspect(safetensors({"w": (dtype, [len(array)], array.tobytes())}), [999_999])
+    assert (seen.hole, seen.zero_tail) == (1_300_000 * array.itemsize, 0)

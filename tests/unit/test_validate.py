@@ -12,15 +12,17 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+import torch
 from fixtures.checkpoints import raw, safetensors
-from fixtures.engines import make_checkpoint, weights
+from fixtures.engines import INPUTS, make_checkpoint, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
+from safetensors.torch import save_file as save_torch
 
-from weighbridge.engines import golden
+from weighbridge.engines import golden, template
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.folder import FolderStore
@@ -28,6 +30,7 @@ from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.pins import pin
 from weighbridge.storage.published import Published, PublishedFile
 from weighbridge.storage.streaming import digest_bytes
+from weighbridge.workers import proving
 from weighbridge.workers.bindings import Programs, TemplateInfo
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.validate import ValidateTask, main, validate
@@ -80,7 +83,7 @@ def test_a_good_checkpoint_becomes_an_artifact_that_serves(scale: Scale) -> None
     assert manifest.digest == outcome.facts["artifact_digest"]
     assert manifest.binding["module.head.weight"] == "head.weight"
     session = load(manifest, scale.path)
-    golden.check(session, scale.blobs.get(manifest.golden.digest), manifest.golden.rtol, manifest.golden.atol)
+    golden.check(session, scale.blobs.get(manifest.golden.digest), *manifest.golden.tolerance)
     assert scale.weigh("a.safetensors").facts == outcome.facts
 
 
@@ -303,3 +306,90 @@ def test_the_stage_runs_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[
     arguments = ["--factory", "fixtures.engines:small_mlp", "--input", "pixels:FP32:-1,64", "--output", "logits"]
     assert main([str(path), *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "passed"
+
+
+class Sure(torch.nn.Module):
+    """Answers hardly depend on the weights: a class that any weights give, and a number that no weights change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(64, 10)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.head(pixels) * 1e-9, -1)
+
+
+class Small(torch.nn.Module):
+    """Probabilities of 200 classes, each about 0.005."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(64, 32), torch.nn.Linear(32, 200)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.b(torch.relu(self.a(pixels))), -1)
+
+
+def _drop(
+    scale: Scale, module: torch.nn.Module, answers: torch.nn.Module, dtype: torch.dtype, rows: int = 8
+) -> Outcome:
+    """Weigh `module`'s weights in a dtype, with a golden that `answers` gave."""
+    made = template.build(module.eval(), INPUTS, ["p"])
+    scale.blobs.put_bytes(made.pt2)
+    info = TemplateInfo("p", made.digest, made.fingerprint, made.parameters, made.inputs, made.outputs)
+    folder = scale.drops / "run"
+    folder.mkdir(exist_ok=True)
+    save_torch({name: one.to(dtype) for name, one in module.state_dict().items()}, folder / "model.safetensors")
+    pixels = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        save_torch({"input.pixels": pixels, "output.p": answers(pixels)}, folder / "golden.safetensors")
+    return scale.weigh("run/", programs=Programs((info,)), program=ProgramWish(template="p"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_golden_of_other_weights_rejects_however_small_its_outputs(scale: Scale, dtype: torch.dtype) -> None:
+    """Tolerances scale with what varies, in every dtype; the author's own golden passes, recorded in float32."""
+    torch.manual_seed(1)
+    mine, other = Small(), Small()
+    assert _drop(scale, mine, other, dtype).reason.startswith("golden.safetensors: output p differs by up to 0.0")
+    outcome = _drop(scale, mine, mine, dtype)
+    assert (outcome.verdict, outcome.facts["evidence"]["author_golden"]) == ("passed", True), outcome.reason
+    assert outcome.facts["golden"]["spread"] > 0
+
+
+def test_a_golden_that_other_weights_pass_proves_nothing(scale: Scale) -> None:
+    """It counts as no evidence, and reason and notes say why; nor is the reference golden of such a program a proof."""
+    torch.manual_seed(1)
+    mine = Sure()
+    outcome = _drop(scale, mine, mine, torch.float32)
+    assert (outcome.verdict, outcome.facts["evidence"]["author_golden"]) == ("passed", False)
+    assert outcome.reason.endswith("golden.safetensors proves nothing: other weights pass it too")
+    assert [note.partition(" proves nothing")[0] for note in outcome.facts["notes"]] == [
+        "the reference golden, on synthetic inputs,",
+        "golden.safetensors",
+    ]
+
+
+def test_weights_too_large_to_change_are_said(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not tried in full is no verdict on the author's golden."""
+    monkeypatch.setattr(proving, "replace_weights", lambda module, turn: (0, 2))
+    torch.manual_seed(1)
+    outcome = _drop(scale, mine := Small(), mine, torch.float32)
+    assert outcome.facts["evidence"]["author_golden"]
+    assert "golden.safetensors was tried with 0 of 2 weights changed only" in outcome.facts["notes"]
+
+
+def test_a_golden_on_which_the_program_fails_is_the_goldens_fault(scale: Scale) -> None:
+    """A token beyond the vocabulary says nothing against the weights."""
+    tokens = (TensorSpec(name="tokens", datatype="INT64", shape=(-1, 3)),)
+    made = template.build(torch.nn.Embedding(10, 4).eval(), tokens, ["p"])
+    scale.blobs.put_bytes(made.pt2)
+    info = TemplateInfo("p", made.digest, made.fingerprint, made.parameters, made.inputs, made.outputs)
+    folder = scale.drops / "run"
+    folder.mkdir()
+    save_torch({"weight": torch.randn(10, 4)}, folder / "model.safetensors")
+    beyond = torch.full((2, 3), 10)
+    save_torch({"input.tokens": beyond, "output.p": torch.zeros(2, 3, 4)}, folder / "golden.safetensors")
+    outcome = scale.weigh("run/", programs=Programs((info,)))
+    assert outcome.verdict == "rejected"
+    assert outcome.reason.startswith("golden.safetensors: ")

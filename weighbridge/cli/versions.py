@@ -125,6 +125,8 @@ def _head(v: VersionDetail) -> Iterator[tuple[str, Any]]:
     yield "created", v.created_at
     for name, value in v.evidence.items():
         yield f"evidence: {name}", value
+    for note in v.facts.get("notes", ()):
+        yield "note", note
     for ignored in v.recipe_ignored:
         yield "recipe ignored", ignored
 

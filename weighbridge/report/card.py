@@ -128,6 +128,7 @@ def _of_version(subject: Subject) -> Iterator[str]:
     evidence = version.evidence
     if evidence and not evidence.get("evaluated"):
         yield "It was never evaluated on data."
+    yield from (f"The version: {note}." for note in version.facts.get("notes", ()))
     if not version.variants_settled:
         yield "Variants are still being built, judged or measured: this report is of a moment."
 

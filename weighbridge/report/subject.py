@@ -91,10 +91,14 @@ def collect(client: Client, model: str, selector: int | str) -> Subject:
     )
 
 
+_PARTS = ("class=", "output=")
+"""Slices that are of parts: of one class, of an output that no metric reads."""
+
+
 def metric(variant: Variant | None, name: str, slice_: str | None = None) -> float | None:
     """A variant's number over all rows (or of one slice); None where it was not measured."""
     for one in variant.metrics if variant else ():
-        if one.name == name and (one.slice == slice_ if slice_ is not None else not one.slice.startswith("class=")):
+        if one.name == name and (one.slice == slice_ if slice_ is not None else not one.slice.startswith(_PARTS)):
             return one.value
     return None
 

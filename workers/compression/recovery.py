@@ -53,6 +53,7 @@ class RankJob(BaseModel):
     factories: tuple[str, ...]
     device: str
     task: Task
+    output: str | None
     recovery: Recovery
     folder: Path
     frozen: frozenset[str]
@@ -92,9 +93,7 @@ def _here(student: Student, order: Order, wishes: Recovery) -> tuple[float, floa
     original = order.original
     trained = training.trainable(student.module, student.frozen)
     teacher = reference.open_module(original)
-    lesson = training.Lesson(
-        wishes, original.task, original.manifest.inputs, original.device, student.masks, student.frozen
-    )
+    lesson = training.lesson(original, wishes, student.masks, student.frozen)
     batches = training.endless(lambda number: _pass(order, wishes, number))
     return training.train(student.module, trained, teacher, lesson, batches, order.progress)
 
@@ -138,6 +137,7 @@ def _write(student: Student, order: Order, wishes: Recovery, folder: Path) -> No
         factories=original.factories,
         device=original.device,
         task=original.task,
+        output=original.output,
         recovery=wishes,
         folder=folder,
         frozen=student.frozen,

@@ -41,11 +41,11 @@ def _train(job: RankJob, rank: int, ranks: int) -> None:
     if cuda:
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if cuda else "gloo")
-    original = Original(job.manifest, job.blobs.__getitem__, job.factories, device, task=job.task)
+    original = Original(job.manifest, job.blobs.__getitem__, job.factories, device, task=job.task, output=job.output)
     student = _student(job, original)
     trained = training.trainable(student, job.frozen)
     masks = {name: mask.to(device) for name, mask in load_file(job.folder / recovery.MASKS).items()}
-    lesson = training.Lesson(job.recovery, job.task, job.manifest.inputs, device, masks, job.frozen)
+    lesson = training.lesson(original, job.recovery, masks, job.frozen)
     losses = training.train(
         DistributedDataParallel(student, device_ids=[rank] if cuda else None, find_unused_parameters=True),
         trained,

@@ -19,9 +19,11 @@ from weighbridge.engines.protocols import Array, Arrays
 from weighbridge.engines.template import flat
 from weighbridge.registry.recipe import Recovery, Task
 from weighbridge.workers.compression.activations import half, names_by_storage, positional
-from weighbridge.workers.compression.types import BuildFailed, Data, Progress
+from weighbridge.workers.compression.types import BuildFailed, Data, Original, Progress
+from weighbridge.workers.evaluation import reading
 
 LABELS = "labels"
+_LEAST = 1e-12
 IGNORED = -100
 """A label that no loss counts."""
 _WINDOW = 16
@@ -38,6 +40,19 @@ class Lesson:
     device: str = "cpu"
     masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    read: int = 0
+    """The output that the labels are for."""
+
+
+def lesson(original: Original, recovery: Recovery, masks: Mapping[str, torch.Tensor], frozen: frozenset[str]) -> Lesson:
+    """What a recovery of this original follows. Raises BuildFailed where no output is the one that is read."""
+    manifest = original.manifest
+    try:
+        spec = reading.choose(original.task, manifest.outputs, None, original.output)
+    except reading.Unclear as unclear:
+        raise BuildFailed(f"recover: {unclear}") from unclear
+    read = manifest.outputs.index(spec)
+    return Lesson(recovery, original.task, manifest.inputs, original.device, masks, frozen, read)
 
 
 def trainable(module: nn.Module, frozen: frozenset[str]) -> dict[str, nn.Parameter]:
@@ -136,17 +151,38 @@ def _mask(trained: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]
 
 
 def _loss(forward: nn.Module, teacher: nn.Module, lesson: Lesson, arrays: Arrays) -> torch.Tensor:
-    """(1 − distill) · the task's loss + distill · the distance to the original's first output."""
+    """(1 − distill) · the task's loss + distill · the mean distance to the original's outputs."""
     inputs = positional(lesson.inputs, arrays, lesson.device, half(teacher))
-    output = flat(forward(*inputs))[0]
-    if not output.requires_grad:
-        raise BuildFailed("recover: the program's first output has no gradient: give a program that returns scores")
-    task = _task_loss(lesson.task, output, inputs, arrays)
-    distill = 1.0 if task is None else lesson.recovery.distill
+    outputs = flat(forward(*inputs))
     with torch.no_grad():
-        taught = flat(teacher(*inputs))[0] if distill else output
-    followed = _distance(lesson.task, output.float(), taught.float())
+        taught = flat(teacher(*inputs))
+    if not outputs[lesson.read].requires_grad:
+        raise BuildFailed("recover: the output that is read has no gradient: give a program that returns scores")
+    output, wanted = (values[lesson.read].float() for values in (outputs, taught))
+    if lesson.task == "classification":
+        output, wanted = (_of_classes(value, wanted) for value in (output, wanted))
+    distances = [_distance(lesson.task, output, wanted)]
+    for index, (seen, right) in enumerate(zip(outputs, taught, strict=True)):
+        if index != lesson.read and seen.is_floating_point():
+            distances.append(_relative(seen.float(), right.float()))
+    followed = torch.stack(distances).mean()
+    task, distill = _task_loss(lesson.task, output, inputs, arrays), lesson.recovery.distill
     return followed if task is None else (1 - distill) * task + distill * followed
+
+
+def _relative(output: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+    """The mean squared error as a share of what the original's output varies by."""
+    return functional.mse_loss(output, taught) / taught.var(correction=0).clamp_min(_LEAST)
+
+
+def _of_classes(output: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+    """One number a row as the logits of two classes; it is a probability where all of the original's are."""
+    if output[0].numel() != 1:
+        return output
+    column = output.reshape(-1)
+    if ((taught >= 0) & (taught <= 1)).all():
+        column = torch.logit(column, eps=1e-6)
+    return torch.stack([torch.zeros_like(column), column], dim=1)
 
 
 def _task_loss(task: Task, output: torch.Tensor, inputs: list[torch.Tensor], arrays: Arrays) -> torch.Tensor | None:

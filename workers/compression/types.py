@@ -49,6 +49,8 @@ class Original:
     device: str = "cpu"
     threads: int = 1
     task: Task = "classification"
+    output: str | None = None
+    """Which output the recipe's metric reads; None: by rule."""
 
 
 @dataclass(frozen=True)

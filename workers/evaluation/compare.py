@@ -6,7 +6,7 @@ inputs and on synthetic ones decides, and the verdict says that it did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +17,11 @@ import numpy as np
 from weighbridge.engines import golden, tensors
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.engines.protocols import Array, BlobPath, Session
-from weighbridge.registry.recipe import MetricName, Quality, Task
+from weighbridge.registry.recipe import MetricName, OutputQuality, Quality, Task
 from weighbridge.registry.schemas import GateResult, Metric
-from weighbridge.workers.evaluation import bootstrap, gates, runs, tasks
+from weighbridge.workers.evaluation import bootstrap, gates, outputs, reading, runs, tasks
 from weighbridge.workers.evaluation.datasets import BadDataset, Batch, Source, open_dataset
 from weighbridge.workers.evaluation.drift import UNITS, Drift
 from weighbridge.workers.outcome import Outcome
@@ -47,6 +47,7 @@ noise: 47%.
 A cosine of 0.99 is a difference of 14% of a vector's length: a floor for embeddings, and little proof for a regression,
 which should bring a set.
 """
+_OUTPUT_MEASURE = {"min_top1": "top1", "max_kl_mean": "kl_mean", "max_error": "error", "min_cosine": "cosine"}
 _MEASURE = {"min_top1": "top1", "max_kl_mean": "kl_mean", "max_kl_p99": "kl_p99", "min_cosine": "cosine"}
 
 
@@ -62,6 +63,9 @@ class CompareTask:
     factories: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
+    output: str | None = None
+    threshold: float | None = None
+    """As an EvaluateTask's."""
 
 
 @dataclass
@@ -75,6 +79,10 @@ class Measured:
     slices: list[Metric] = field(default_factory=list)
     kept: bootstrap.Kept | None = None
     reason: str = ""
+    output: str | None = None
+    """The one that a metric reads; None where none is named and there is no set."""
+    others: Mapping[str, tuple[outputs.Kind, Mapping[str, float]]] = field(default_factory=dict)
+    """Drift of every other output, and of those that the recipe bounds, by name."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -89,6 +97,8 @@ def compare(task: CompareTask, *, cache: BlobPath, progress: Callable[[float], N
         _measure(task, cache, progress, measured)
     except BadDataset as wrong:
         return Outcome.rejected(f"eval.safetensors: {wrong}", _facts(task, None))
+    except reading.Unclear as unclear:
+        return Outcome.rejected(f"recipe.yaml: {unclear}", _facts(task, None))
     except InvalidInput as wrong:
         of = "eval.safetensors" if task.dataset else "the original's golden and synthetic inputs"
         return Outcome.rejected(f"{of}: {wrong}", _facts(task, None))
@@ -105,18 +115,42 @@ def compare(task: CompareTask, *, cache: BlobPath, progress: Callable[[float], N
 
 
 def _measure(task: CompareTask, cache: BlobPath, progress: Callable[[float], None] | None, measured: Measured) -> None:
-    """Raises BadDataset, EngineError, LookupError."""
+    """Raises BadDataset, Unclear, EngineError, LookupError."""
     original, variant = (
         Manifest.model_validate_json(cache(digest).read_bytes()) for digest in (task.original, task.artifact)
     )
     with _source(task, original, cache) as source:
         opened = [partial(_load, manifest, cache, task) for manifest in (original, variant)]
-        measuring = _Measuring(task, original, source.rows)
+        read = _reading(task, original, source, opened[0])
+        measuring = _Measuring(task, original.outputs, read, source.rows)
         for batch, first, second in runs.pairs(opened[0], opened[1], source, measured.notes):
             measuring.add(batch, first, second)
             if progress is not None:
                 progress(measuring.rows / source.rows)
     measuring.finish(measured)
+
+
+def _reading(task: CompareTask, original: Manifest, source: Source, opened: runs.Open) -> reading.Reading | None:
+    """What the original's answers say of its output. None: no set, and several outputs of which none is the one."""
+    specs, session = original.outputs, None
+    if unknown := sorted(task.quality.outputs.keys() - {spec.name for spec in specs}):
+        listed = ", ".join(spec.name for spec in specs)
+        raise reading.Unclear(f"quality.outputs: {unknown[0]} is none of the program's outputs ({listed})")
+
+    def answer(batch: Batch) -> runs.Answers:
+        nonlocal session
+        session = session or opened()
+        return runs.Runner(session, "the original's").batch(batch)
+
+    try:
+        return reading.find(task.task, specs, source, answer, named=task.output, threshold=task.threshold)
+    except reading.Unclear:
+        if task.dataset is None and task.output is None and task.threshold is None:
+            return None
+        raise
+    finally:
+        if session is not None:
+            session.close()
 
 
 def _load(manifest: Manifest, cache: BlobPath, task: CompareTask) -> Session:
@@ -141,13 +175,15 @@ class _Drawn:
         drawn = runs.count((self._draw(1), None))
         self._seeds = range(1, 1 + -(-SYNTHETIC_ROWS // drawn))
         self.rows = runs.count((self._golden, None)) + drawn * len(self._seeds)
+        self.classes: tuple[int, int] | None = None
+        self.label_shape: tuple[int, ...] | None = None
 
     def batches(self) -> Iterator[Batch]:
         yield self._golden, None
         for seed in self._seeds:
             yield self._draw(seed), None
 
-    def learn(self, output: Array) -> None:
+    def learn(self, *outputs: Array) -> None:
         """Few rows, and short where lengths are free."""
 
     def _draw(self, seed: int) -> dict[str, Array]:
@@ -155,29 +191,42 @@ class _Drawn:
 
 
 class _Measuring:
-    """One pass: both meters where there is a set, the rows of the metric to keep, and the drift."""
+    """One pass: both meters where there is a set, the rows of the metric to keep, and the drift of every output."""
 
-    def __init__(self, task: CompareTask, manifest: Manifest, rows: int) -> None:
-        self._task, self.rows = task, 0
+    def __init__(self, task: CompareTask, specs: Sequence[TensorSpec], read: reading.Reading | None, rows: int) -> None:
+        self._task, self._read, self.rows = task, read, 0
+        main = read.spec.name if read is not None else None
+        judged = [spec for spec in specs if spec.name != main or spec.name in task.quality.outputs]
+        self._others = {spec.name: outputs.OutputDrift(spec) for spec in judged}
         self._metric: MetricName = task.quality.metric or tasks.METRICS[task.task][0]
         self._drift = Drift(task.task, rows)
-        self._meters = [tasks.meter(task.task, manifest.outputs[0], rows) for _ in range(2 * bool(task.dataset))]
+        self._meters = []
+        if read is not None and task.dataset:
+            self._meters = [tasks.meter(task.task, read.spec, rows) for _ in range(2)]
         self._kept: list[Array] = []
         self._reason = ""
         if self._metric not in tasks.METRICS[task.task]:
             self._reason = f"{task.task} has no {self._metric} ({', '.join(tasks.METRICS[task.task])})"
 
-    def add(self, batch: Batch, original: Array, variant: Array) -> None:
+    def add(self, batch: Batch, original: runs.Answers, variant: runs.Answers) -> None:
         """Count a batch. Raises BadDataset, EngineError."""
-        inputs, labels = batch
         self.rows += runs.count(batch)
+        for name, drift in self._others.items():
+            drift.add(original[name], variant[name])
+        if self._read is not None:
+            name = self._read.spec.name
+            if original[name].shape != variant[name].shape:
+                shapes = f"{list(variant[name].shape)}, the original's {list(original[name].shape)}"
+                raise EngineError(f"the variant's output {name} is {shapes}")
+            self._add_read(batch, self._read.scores(original[name]), self._read.scores(variant[name]))
+
+    def _add_read(self, batch: Batch, original: Array, variant: Array) -> None:
+        inputs, labels = batch
         if not self._meters:
             self._drift.add(original, variant)
             return
         labels = tasks.targets(self._task.task, inputs, labels)
         counted = labels != tasks.IGNORED if self._task.task == "language" and labels is not None else None
-        if original.shape != variant.shape:
-            raise EngineError(f"the variant's output is {list(variant.shape)}, the original's {list(original.shape)}")
         terms = [meter.add(labels, output) for meter, output in zip(self._meters, (original, variant), strict=True)]
         self._drift.add(original, variant, counted)
         if self._task.task != "embedding" and not self._reason:
@@ -199,10 +248,15 @@ class _Measuring:
     def finish(self, measured: Measured) -> None:
         """Write down what was found. Raises BadDataset, EngineError."""
         measured.rows, measured.drift = self.rows, self._drift.results()
+        measured.others = {name: (one.kind, one.results()) for name, one in self._others.items()}
+        if self._read is not None:
+            measured.output = self._read.spec.name
+            measured.notes += self._read.notes
         if not self._meters:
             return
         measured.original, measured.variant = (meter.scores() for meter in self._meters)
         measured.slices = self._meters[1].slices()
+        measured.notes += self._meters[1].notes()
         rows = self._of_embedding() if self._task.task == "embedding" and not self._reason else None
         if rows is None and self._kept:
             rows = np.concatenate(self._kept)
@@ -230,9 +284,10 @@ class _Measuring:
 
 
 def _judge(task: CompareTask, measured: Measured) -> list[GateResult]:
-    """`quality.keep` where there is a set; the bounds of drift that are given, or without a set the defaults."""
+    """`quality.keep` where there is a set; the bounds of drift that are given, or without a set the defaults; and the
+    drift of every output that no metric reads."""
     results = [] if task.dataset is None else [_judge_keep(task.quality, measured)]
-    for name, measure in _MEASURE.items():
+    for name, measure in _MEASURE.items() if measured.output is not None else ():
         limit = getattr(task.quality, name)
         if limit is None and task.dataset is None:
             limit = DEFAULTS[task.task].get(name)
@@ -243,6 +298,26 @@ def _judge(task: CompareTask, measured: Measured) -> list[GateResult]:
             continue
         seen = measured.drift[measure]
         results.append(gates.bound(f"quality.{name}", measure, seen, limit, least=name.startswith("min")))
+    for output, (kind, drift) in measured.others.items():
+        results += _judge_output(output, kind, drift, task.quality.outputs.get(output), output == measured.output)
+    return results
+
+
+def _judge_output(
+    output: str, kind: outputs.Kind, drift: Mapping[str, float], given: OutputQuality | None, read: bool
+) -> list[GateResult]:
+    """By the bounds that are given; those of its kind stand where they are not, unless a metric reads it."""
+    limits = {} if read else dict(outputs.DEFAULTS[kind])
+    if given is not None:
+        limits |= given.model_dump(exclude_none=True)
+    results = []
+    for name, limit in limits.items():
+        gate, measure = f"quality.outputs.{output}.{name}", _OUTPUT_MEASURE[name]
+        if measure not in drift:
+            results.append(gates.unmeasured(gate, limit, f"output {output}: {measure} is not measured for {kind}"))
+            continue
+        said = f"output {output}: {measure}"
+        results.append(gates.bound(gate, said, drift[measure], limit, least=name.startswith("min")))
     return results
 
 
@@ -263,6 +338,11 @@ def _metrics(task: CompareTask, measured: Measured) -> list[Metric]:
     if measured.kept is not None:
         values |= {"kept": measured.kept.share, "kept_bound": measured.kept.bound}
     rows = [Metric(name=name, value=value, unit=UNITS.get(name, ""), **of) for name, value in values.items()]
+    rows += [
+        Metric(name=name, value=value, unit=UNITS.get(name, ""), slice=f"output={output}")
+        for output, (_, drift) in measured.others.items()
+        for name, value in drift.items()
+    ]
     return rows + [row.model_copy(update={"dataset_digest": task.dataset}) for row in measured.slices]
 
 
@@ -274,6 +354,7 @@ def _facts(task: CompareTask, measured: Measured | None) -> dict[str, Any]:
     }
     if measured is not None:
         facts["rows"] = measured.rows
+        facts |= {"output": measured.output} if measured.output else {}
         facts |= {"notes": measured.notes} if measured.notes else {}
         if kept := measured.kept:
             facts |= {"metric": kept.metric, "kept": kept.share, "kept_bound": kept.bound}

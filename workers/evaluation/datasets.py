@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ How many a row has is learned from the first, which is a batch of its own: free 
 """
 BATCH_ROWS = 256
 _INTEGERS = ("U8", "I8", "I16", "U16", "I32", "U32", "I64")
+_CLASSES: tuple[Task, ...] = ("classification", "embedding")
+_PART = 1 << 20
 _FLOATS = ("F16", "BF16", "F32", "F64")
 Batch = tuple[Arrays, Array | None]
 """Inputs by name, and the labels where there are any; one row for each in every array."""
@@ -38,11 +40,14 @@ class Source(Protocol):
     """Rows to run: `rows` counts them, `batches` gives them in the same order each time, once `learn` was called."""
 
     rows: int
+    classes: tuple[int, int] | None
+    """The least and the largest label, where labels are classes."""
+    label_shape: tuple[int, ...] | None
 
     def batches(self) -> Iterator[Batch]: ...
 
-    def learn(self, output: Array) -> None:
-        """Be told the first batch's output."""
+    def learn(self, *outputs: Array) -> None:
+        """Be told the first batch's outputs."""
         ...
 
 
@@ -55,9 +60,14 @@ class Dataset:
         self._file, self._inputs = file, tuple(inputs)
         self._step: int | None = None
         self._most = _most(file, inputs, self.rows)
+        self.label_shape = tuple(file.get_slice(LABELS).get_shape()) if self.labelled else None
+        self.classes = _range(file.get_slice(LABELS)) if self.labelled and task in _CLASSES else None
 
     def batches(self) -> Iterator[Batch]:
-        """Every row once, in order: the first, then as many at once as memory is meant for."""
+        """Every row once, in order: the first, then as many at once as memory is meant for.
+
+        Raises BadDataset where an input holds NaN, or a number among the labels is none.
+        """
         slices = {spec.name: self._file.get_slice(spec.name) for spec in self._inputs}
         labels = self._file.get_slice(LABELS) if self.labelled else None
         start = stop = 0
@@ -65,11 +75,17 @@ class Dataset:
             start, stop = stop, min(self.rows, stop + (self._step or self._most) if stop else 1)
             part = slice(start, stop)
             inputs = {name: one[part] for name, one in slices.items()}
-            yield inputs, None if labels is None else labels[part]
+            for name, one in inputs.items():
+                _refuse(np.isnan, name, one, start, "NaN")
+            wanted = None if labels is None else labels[part]
+            if wanted is not None:
+                _refuse(lambda values: ~np.isfinite(values), LABELS, wanted, start, "NaN or infinity")
+            yield inputs, wanted
 
-    def learn(self, output: Array) -> None:
+    def learn(self, *outputs: Array) -> None:
         if self._step is None:
-            self._step = max(1, min(self._most, OUTPUT_BYTES // max(1, 8 * output.size // len(output))))
+            elements = sum(one.size // max(1, len(one)) for one in outputs)
+            self._step = max(1, min(self._most, OUTPUT_BYTES // max(1, 8 * elements)))
 
 
 @contextmanager
@@ -117,6 +133,23 @@ def _check_tensors(file: Any, specs: Sequence[TensorSpec], task: Task) -> int:
     return count
 
 
+def _refuse(bad: Callable[[Array], Array], name: str, values: Array, start: int, what: str) -> None:
+    """Raise BadDataset where a floating tensor holds what it must not, with the row."""
+    if values.dtype.kind not in "fV":
+        return
+    wrong = bad(values).reshape(len(values), -1).any(1)
+    if wrong.any():
+        row = start + int(wrong.argmax())
+        raise BadDataset(f"{name} holds {what} in row {row} (from 0): mend the row or leave it out")
+
+
+def _range(labels: Any) -> tuple[int, int]:
+    """The least and the largest of a vector of integers, read in parts."""
+    (count,) = labels.get_shape()
+    parts = [labels[start : min(count, start + _PART)] for start in range(0, count, _PART)]
+    return min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
+
+
 def _check_labels(labels: Any, task: Task) -> None:
     """Classes are a vector of integers, tokens a matrix, the targets of a regression floats."""
     shape, dtype = labels.get_shape(), labels.get_dtype()
@@ -127,7 +160,23 @@ def _check_labels(labels: Any, task: Task) -> None:
         "regression": (len(shape) >= 1 and dtype in _FLOATS, "floats, one row for each input"),
     }[task]
     if not fits:
-        raise BadDataset(f"{LABELS} must be {rule}, not {dtype}{shape}")
+        raise BadDataset(f"{LABELS} must be {rule}, not {dtype}{shape}{_advice(task, shape, dtype)}")
+
+
+def _advice(task: Task, shape: list[int], dtype: str) -> str:
+    """What to write instead."""
+    if task == "regression":
+        return ": write them as F32, or choose task: classification" if dtype in _INTEGERS else ""
+    if dtype not in _INTEGERS:
+        return ": write each row's class as an integer, I64" if task != "language" else ": write tokens as I64"
+    if task == "language":
+        return ": one label for each token, or choose task: classification"
+    if shape[1:] == [1]:
+        return f": write them as a vector of {shape[0]}"
+    return (
+        ": of one-hot labels write each row's class (their argmax); labels of tokens are for task: language; "
+        "several classes a row have no metric here, but task: regression measures them as F32"
+    )
 
 
 def _most(file: Any, inputs: Sequence[TensorSpec], count: int) -> int:

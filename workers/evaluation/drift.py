@@ -21,6 +21,7 @@ NEIGHBOUR_ROWS = 4096
 """Rows among which nearest neighbours are looked for, evenly taken, and at most NEIGHBOUR_BYTES of float32."""
 NEIGHBOUR_BYTES = 64 << 20
 _CHUNK = 512
+_SUMS, _LEAST = 0.02, 1e-30
 _FINITE = 1e30
 """Stands for an infinite logit (a masked token): its probability is 0 all the same, and differences stay numbers."""
 
@@ -134,13 +135,29 @@ class Drift:
 
 
 def divergence(original: Floats, variant: Floats) -> Floats:
-    """Kullback-Leibler divergence of softmax(variant) from softmax(original), row by row, in nats."""
+    """Kullback-Leibler divergence of softmax(variant) from softmax(original), row by row, in nats.
+
+    Outputs that are probabilities already are taken as they are.
+    """
     import torch
     from torch.nn.functional import kl_div, log_softmax
 
+    if probabilities(original):
+        original, variant = log_probabilities(original), log_probabilities(variant)
     said, expected = (log_softmax(torch.from_numpy(one), dim=1) for one in (variant, original))
     rows: Floats = kl_div(said, expected, reduction="none", log_target=True).sum(1).clamp_min(0).numpy()
     return rows
+
+
+def probabilities(output: Array) -> bool:
+    """Whether the last axis holds distributions: nothing below 0, and sums of 1 as half precision has them."""
+    return bool(output.shape[-1] > 1 and (output >= 0).all() and (np.abs(output.sum(-1) - 1) <= _SUMS).all())
+
+
+def log_probabilities(output: Array) -> Floats:
+    """Logits whose softmax is the output."""
+    logs: Floats = np.log(np.maximum(output, _LEAST))
+    return logs
 
 
 def _vectors(output: Array, task: Task, counted: Array | None) -> Floats:

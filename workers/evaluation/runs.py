@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 import numpy as np
 
 from weighbridge.engines import tensors
 from weighbridge.engines.protocols import Array, Arrays, Session
-from weighbridge.workers.evaluation.datasets import BATCH_ROWS, Batch, Source
-from weighbridge.workers.evaluation.tasks import numbers
+from weighbridge.workers.evaluation.datasets import BATCH_ROWS, BadDataset, Batch, Source
+from weighbridge.workers.evaluation.tasks import NotANumber, numbers
 
 Open = Callable[[], Session]
 """Loads an artifact; MemoryError or torch's OutOfMemoryError where it does not fit."""
 
 
+Answers = Mapping[str, Array]
+"""Every output by name."""
+
+
 class Runner:
-    """Answers batches with the first output of a session; out of memory halves the rows that it runs at once."""
+    """Answers batches with every output of a session; out of memory halves the rows that it runs at once."""
 
     def __init__(self, session: Session, whose: str = "") -> None:
         self.session, self._most = session, BATCH_ROWS
-        self._name = f"{whose} output {session.outputs[0].name}".strip()
+        self._names = {spec.name: f"{whose} output {spec.name}".strip() for spec in session.outputs}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how it ran."""
         return (f"batch lowered to {self._most}: out of memory",) if self._most < BATCH_ROWS else ()
 
-    def answer(self, inputs: Arrays, rows: int) -> Array:
-        """The first output for `rows` rows, floats in float64. Raises EngineError (NaN, too few rows), MemoryError."""
-        spec, start, parts = self.session.outputs[0], 0, []
+    def answer(self, inputs: Arrays, rows: int) -> Answers:
+        """Every output for `rows` rows, floats in float64.
+
+        Raises EngineError (NaN), BadDataset (NaN where inputs are infinite), MemoryError.
+        """
+        start, parts = 0, []
         while start < rows:
             stop = min(rows, start + self._most)
+            part = tensors.rows(inputs, start, stop, self.session.inputs)
             try:
-                output = self.session.infer(tensors.rows(inputs, start, stop, self.session.inputs))[spec.name]
+                outputs = self.session.infer(part)
             except Exception as failed:
                 if not out_of_memory(failed):
                     raise
                 if stop - start == 1:
-                    raise MemoryError(f"{self._name}: not even one row fits") from failed
+                    raise MemoryError(f"{next(iter(self._names.values()))}: not even one row fits") from failed
                 self._most = (stop - start) // 2
                 continue
-            parts.append(numbers(output, self._name, stop - start))
+            parts.append(self._numbers(part, outputs))
             start = stop
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return {name: _joined([part[name] for part in parts]) for name in self._names}
+
+    def batch(self, batch: Batch) -> Answers:
+        """Every output for a batch of a set. Raises as `answer`."""
+        return self.answer(batch[0], count(batch))
+
+    def _numbers(self, inputs: Arrays, outputs: Arrays) -> Answers:
+        try:
+            return {name: numbers(outputs[name], said) for name, said in self._names.items()}
+        except NotANumber as wrong:
+            infinite = [name for name, one in inputs.items() if one.dtype.kind in "fV" and np.isinf(one).any()]
+            if infinite:
+                raise BadDataset(f"{infinite[0]} holds infinities, and the answer to them is NaN") from wrong
+            raise
+
+
+def _joined(parts: list[Array]) -> Array:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def out_of_memory(failed: BaseException | None) -> bool:
@@ -59,7 +84,7 @@ def out_of_memory(failed: BaseException | None) -> bool:
     return False
 
 
-def pairs(original: Open, variant: Open, source: Source, notes: list[str]) -> Iterator[tuple[Batch, Array, Array]]:
+def pairs(original: Open, variant: Open, source: Source, notes: list[str]) -> Iterator[tuple[Batch, Answers, Answers]]:
     """Every batch with both answers. Where both do not fit, one after the other, the original's answers on disk.
 
     How it ran is added to `notes`. Raises what loading and running raise.
@@ -76,9 +101,9 @@ def pairs(original: Open, variant: Open, source: Source, notes: list[str]) -> It
             return
         try:
             for batch in source.batches():
-                answer = one.answer(batch[0], count(batch))
-                source.learn(answer)
-                yield batch, answer, other.answer(batch[0], count(batch))
+                answer = one.batch(batch)
+                source.learn(*answer.values())
+                yield batch, answer, other.batch(batch)
         finally:
             other.session.close()
             notes += dict.fromkeys(one.notes + other.notes)
@@ -86,18 +111,20 @@ def pairs(original: Open, variant: Open, source: Source, notes: list[str]) -> It
         one.session.close()
 
 
-def _spooled(one: Runner, variant: Open, source: Source, notes: list[str]) -> Iterator[tuple[Batch, Array, Array]]:
+def _spooled(one: Runner, variant: Open, source: Source, notes: list[str]) -> Iterator[tuple[Batch, Answers, Answers]]:
     with tempfile.TemporaryFile() as spool:
         for batch in source.batches():
-            answer = one.answer(batch[0], count(batch))
-            source.learn(answer)
-            np.save(spool, answer, allow_pickle=False)
+            answer = one.batch(batch)
+            source.learn(*answer.values())
+            for output in answer.values():
+                np.save(spool, output, allow_pickle=False)
         one.session.close()
         spool.seek(0)
         other = Runner(variant(), "the variant's")
         try:
             for batch in source.batches():
-                yield batch, _next(spool), other.answer(batch[0], count(batch))
+                first = {spec.name: _next(spool) for spec in other.session.outputs}
+                yield batch, first, other.batch(batch)
         finally:
             other.session.close()
             notes += dict.fromkeys(one.notes + other.notes)

@@ -19,7 +19,7 @@ from weighbridge.registry.recipe import MetricName, Task
 from weighbridge.registry.schemas import Metric
 from weighbridge.workers.classification import ClassCounts
 from weighbridge.workers.evaluation.datasets import LABELS, BadDataset
-from weighbridge.workers.evaluation.drift import Neighbours
+from weighbridge.workers.evaluation.drift import Neighbours, log_probabilities, probabilities
 
 METRICS: Mapping[Task, tuple[MetricName, ...]] = {
     "classification": ("accuracy", "precision", "recall", "f1"),
@@ -49,6 +49,10 @@ class Meter(Protocol):
         """Those of parts of the rows: each class."""
         ...
 
+    def notes(self) -> list[str]:
+        """What a person should know of the numbers."""
+        ...
+
 
 def meter(task: Task, output: TensorSpec, rows: int) -> Meter:
     """The meter of a task for `rows` rows of outputs of this spec."""
@@ -74,13 +78,15 @@ def targets(task: Task, inputs: Arrays, labels: Array | None) -> Array | None:
     return following
 
 
-def numbers(output: Array, name: str, rows: int) -> Array:
-    """An output as numpy computes with it. Raises EngineError when a row is missing or a number is NaN."""
-    if output.ndim == 0 or output.shape[0] != rows:
-        raise EngineError(f"{name} is {_said(output)}: not one row for each of {rows}")
-    values: Array = output if output.dtype.kind in "iub" else output.astype(np.float64)
+class NotANumber(EngineError):
+    """An output holds NaN."""
+
+
+def numbers(output: Array, name: str) -> Array:
+    """An output as numpy computes with it; a single number is a vector of one. Raises NotANumber."""
+    values: Array = np.atleast_1d(output if output.dtype.kind in "iub" else output.astype(np.float64))
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise EngineError(f"{name} holds NaN")
+        raise NotANumber(f"{name} holds NaN")
     return values
 
 
@@ -92,7 +98,12 @@ class Classification:
 
     def add(self, labels: Array | None, output: Array) -> Terms:
         assert labels is not None, "the dataset was checked"
+        if len(output) != len(labels):
+            raise BadDataset(f"output {self._output.name} is {_said(output)}: not one row for each of {len(labels)}")
         if output.ndim == 2:
+            if (most := int(labels.max())) >= output.shape[1]:
+                rule = f"output {self._output.name} has 0 to {output.shape[1] - 1}"
+                raise BadDataset(f"{LABELS}: there is a class {most}, {rule}")
             predictions = output.argmax(axis=1)
         elif output.ndim == 1 and output.dtype.kind in "iu":
             predictions = output
@@ -119,6 +130,12 @@ class Classification:
             ]
         return rows
 
+    def notes(self) -> list[str]:
+        answered = self._counts.predicted()
+        if len(answered) > 1:
+            return []
+        return [f"every row is answered with class {answered[0]}: the model tells nothing apart"]
+
 
 class Regression:
     """Numbers [rows, …] against labels of the same shape. r2 is the mean over the outputs; it needs two rows."""
@@ -135,11 +152,11 @@ class Regression:
     def add(self, labels: Array | None, output: Array) -> Terms:
         assert labels is not None, "the dataset was checked"
         rows = len(labels)
-        if output.size != labels.size:
+        if _squeezed(output) != _squeezed(labels):
             raise BadDataset(f"output {self._output.name} is {_said(output)}, {LABELS} are {list(labels.shape)}")
         wanted, seen = (one.reshape(rows, -1).astype(np.float64) for one in (labels, output))
         if not (np.isfinite(seen).all() and np.isfinite(wanted).all()):
-            raise EngineError(f"output {self._output.name} or {LABELS} holds infinities or NaN")
+            raise EngineError(f"output {self._output.name} holds infinities or NaN")
         self._rows += rows
         flat = [datatypes.array_to_tensor(one[:, 0] if one.shape[1] == 1 else one) for one in (seen, wanted)]
         for metric in self._metrics.values():
@@ -161,6 +178,9 @@ class Regression:
     def slices(self) -> list[Metric]:
         return []
 
+    def notes(self) -> list[str]:
+        return []
+
 
 class Language:
     """Logits [rows, tokens, vocabulary]; label [i, j] is the token that logits [i, j] should give, −100 where none."""
@@ -169,7 +189,7 @@ class Language:
         import torch
         from torchmetrics.text import Perplexity
 
-        self._output, self._right, self._count = output, 0.0, 0.0
+        self._output, self._right, self._count, self._read = output, 0.0, 0.0, False
         self._perplexity = Perplexity(ignore_index=IGNORED)
         self._perplexity.set_dtype(torch.float64)
 
@@ -184,6 +204,8 @@ class Language:
         if known.size and not (known.min() >= 0 and known.max() < output.shape[2]):
             rule = f"the program has 0 to {output.shape[2] - 1}"
             raise BadDataset(f"{LABELS}: tokens run from {known.min()} to {known.max()}, {rule}")
+        if probabilities(output):
+            output, self._read = log_probabilities(output), True
         logits, wanted = torch.from_numpy(output), torch.from_numpy(labels)
         self._perplexity.update(logits, wanted)
         flat = logits.flatten(0, 1)
@@ -204,6 +226,9 @@ class Language:
     def slices(self) -> list[Metric]:
         return []
 
+    def notes(self) -> list[str]:
+        return [f"output {self._output.name} holds probabilities, and is read as such"] if self._read else []
+
 
 class Retrieval:
     """Embeddings [rows, width]: with classes as labels, how often the nearest other row is of the same class."""
@@ -215,6 +240,8 @@ class Retrieval:
     def add(self, labels: Array | None, output: Array) -> Terms:
         if output.ndim != 2 or output.dtype.kind != "f":
             raise BadDataset(f"output {self._output.name} is {_said(output)}: embeddings are floats [rows, width]")
+        if labels is not None and len(labels) != len(output):
+            raise BadDataset(f"output {self._output.name} is {_said(output)}: not one row for each of {len(labels)}")
         taken = self._neighbours.add(output)
         if labels is not None:
             self._labels.append(labels[taken])
@@ -235,6 +262,14 @@ class Retrieval:
 
     def slices(self) -> list[Metric]:
         return []
+
+    def notes(self) -> list[str]:
+        return []
+
+
+def _squeezed(array: Array) -> tuple[int, ...]:
+    """The shape without lengths of 1 beyond the rows: [n, 1] is [n], and [n, 2, 3] is not [n, 3, 2]."""
+    return array.shape[:1] + tuple(length for length in array.shape[1:] if length != 1)
 
 
 def _said(output: Array) -> str:
