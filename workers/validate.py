@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weighbridge.engines import golden
-from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput, LoadError
+from weighbridge.engines import golden, purity, tensors
+from weighbridge.engines.binding import ties
+from weighbridge.engines.errors import EngineError, GoldenMismatch, ImpureProgram, InvalidInput, LoadError
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
@@ -30,7 +31,7 @@ from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.streaming import Progress
-from weighbridge.workers import bindings, checkpoint
+from weighbridge.workers import bindings, checkpoint, weights
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
 from weighbridge.workers.outcome import Outcome
@@ -93,14 +94,20 @@ def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:
 def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath) -> Outcome:
     """The verdict on bytes that are whole and kept."""
     facts = _facts(contents)
-    if bad := [one for one in contents.stats if one.nonfinite]:
-        facts["evidence"] = _evidence("bytes")
-        return Outcome.rejected(_nonfinite(bad), facts)
-    facts["evidence"] = _evidence("bytes", "tensors")
+    bound: Bound | None = None
+    why = ""
     try:
         bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
     except bindings.Unbound as none:
-        return Outcome.needs_binding(str(none), facts)
+        why = str(none)
+    if bad := [one for one in contents.stats if one.nonfinite and not weights.is_meant(one, bound, contents, cache)]:
+        facts["evidence"] = _evidence("bytes")
+        return Outcome.rejected(_nonfinite(bad), facts)
+    facts["evidence"] = _evidence("bytes", "tensors")
+    if bound is not None:
+        why = weights.ignored(bound, contents, cache)
+    if bound is None or why:
+        return Outcome.needs_binding(why, facts)
     return _prove_program(task, contents, bound, facts, blobs, cache)
 
 
@@ -109,19 +116,25 @@ def _prove_program(
 ) -> Outcome:
     rtol, atol = golden.tolerance([one.dtype for one in contents.stats])
     draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, rtol=rtol, atol=atol))
+    program = f"{bound.program.kind}:{bound.program.name}"
     factories = (bound.program.name,) if bound.program.kind == "factory" else ()
     try:
         session = load(draft, cache, task.device, factories)
     except LoadError as exc:
-        return Outcome.needs_binding(f"{bound.program.kind}:{bound.program.name} does not load: {exc}", facts)
+        return Outcome.needs_binding(f"{program} does not load: {exc}", facts)
     try:
+        _must_be_pure(session)
         reference = golden.make_reference(session)
         golden.check(session, reference, rtol, atol)
         facts["evidence"] = _evidence("bytes", "tensors", "program")
         if wrong := _author(session, contents.golden, rtol, atol):
             return Outcome.rejected(wrong, facts)
+    except ImpureProgram as exc:
+        return Outcome.rejected(f"{program} is no pure function: {exc}", facts)
+    except InvalidInput as exc:
+        return Outcome.needs_binding(f"{program} cannot be proven, whatever the weights are: {exc}", facts)
     except EngineError as exc:
-        return Outcome.rejected(f"{bound.program.kind}:{bound.program.name} fails with these weights: {exc}", facts)
+        return Outcome.rejected(f"{program} fails with these weights: {exc}", facts)
     finally:
         session.close()
     facts["evidence"]["author_golden"] = contents.golden is not None
@@ -134,10 +147,20 @@ def _prove_program(
         "program": bound.program.model_dump(mode="json"),
         "bound": len(bound.binding),
         "golden": manifest.golden.model_dump(mode="json"),
+        "precision": weights.precision(contents, bound),
+        "unread": weights.unread(bound),
+        "notes": list(bound.notes),
     }
     proven = ", author's golden matches" if contents.golden is not None else ""
     count = f"{len(contents.stats)} tensor{'s' * (len(contents.stats) != 1)}"
     return Outcome.passed(f"{count}, finite, bound to {bound.program.kind}:{bound.program.name}{proven}", facts)
+
+
+def _must_be_pure(session: Session) -> None:
+    """Ask with the real weights what `template add` asked. Raises ImpureProgram."""
+    first, second = (tensors.synthetic(session.inputs, size=3, seed=seed) for seed in (1, 2))
+    purity.ask(session.infer, first, second, getattr(session, "module", None))
+    purity.ask_rows(session.infer, session.inputs, first)
 
 
 def _author(session: Session, data: bytes | None, rtol: float, atol: float) -> str | None:
@@ -161,6 +184,7 @@ def _manifest(contents: Contents, bound: Bound, reference: Golden) -> Manifest:
         outputs=bound.outputs,
         golden=reference,
         engine=ENGINE,
+        ties=ties(bound.binding, bound.parameters),
     )
 
 

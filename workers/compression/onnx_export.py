@@ -103,12 +103,15 @@ class _InFloat32(nn.Module):
 
 
 def _float32(module: nn.Module, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> nn.Module:
-    """Half precision is a saving of storage; onnxruntime's CPU kernels are of float32."""
-    halves = any(value.dtype in (torch.float16, torch.bfloat16) for value in module.state_dict().values())
-    program = module.float() if halves else module
-    for part in program.modules():
+    """A program in half precision runs in float32, whose kernels onnxruntime has on a CPU; finer dtypes stay."""
+    for part in module.modules():
         part.training = False  # an exported module refuses eval(); it has no training behaviour left
-    return _InFloat32(program, outputs) if any(spec.datatype in _HALF for spec in specs) else program
+        part._apply(_widened, recurse=False)  # type: ignore[no-untyped-call]
+    return _InFloat32(module, outputs) if any(spec.datatype in _HALF for spec in specs) else module
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _must_fit(module: nn.Module) -> None:

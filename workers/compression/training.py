@@ -18,7 +18,7 @@ from weighbridge.engines.manifest import TensorSpec
 from weighbridge.engines.protocols import Array, Arrays
 from weighbridge.engines.template import flat
 from weighbridge.registry.recipe import Recovery, Task
-from weighbridge.workers.compression.activations import half, names_by_storage, positional
+from weighbridge.workers.compression.activations import names_by_storage, positional
 from weighbridge.workers.compression.types import BuildFailed, Data, Progress
 
 LABELS = "labels"
@@ -137,7 +137,7 @@ def _mask(trained: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]
 
 def _loss(forward: nn.Module, teacher: nn.Module, lesson: Lesson, arrays: Arrays) -> torch.Tensor:
     """(1 − distill) · the task's loss + distill · the distance to the original's first output."""
-    inputs = positional(lesson.inputs, arrays, lesson.device, half(teacher))
+    inputs = positional(lesson.inputs, arrays, lesson.device)
     output = flat(forward(*inputs))[0]
     if not output.requires_grad:
         raise BuildFailed("recover: the program's first output has no gradient: give a program that returns scores")
