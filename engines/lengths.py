@@ -25,7 +25,7 @@ from weighbridge.engines.tensors import Axis
 _TRIED = 2048
 """Lengths from 1 to here are asked of the guards, one by one."""
 _STEPS = 128
-_SAYS_NOTHING = re.compile(r"!= (?!\d*[2-9]|1\d)|\.stride\(\)|\.storage_offset\(\)")
+_SAYS_NOTHING = re.compile(r"!=|\.stride\(\)|\.storage_offset\(\)")
 """Of a guard: 'not the special case' (a length of 1 broadcasts, a stride coincides), which the general code answers."""
 
 Shapes = Mapping[str, Sequence[int]]
@@ -43,6 +43,11 @@ class Assumed:
     guards: tuple[str, ...]
     lines: tuple[str, ...]
     """The operator's own lines that they come from."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What the guards compare lengths with: where another path may begin."""
+        return tuple(int(number) for guard in self.guards for number in re.findall(r"(?<![\w\[])\d+(?![\w\]])", guard))
 
     def __str__(self) -> str:
         """The end of a message: what was assumed, and where."""
@@ -80,7 +85,7 @@ def assumed(program: ExportedProgram, specs: Sequence[TensorSpec], example: Shap
         for spec in specs
     )
     fixed = tuple(axis for axis, expression in expressions.items() if isinstance(expression, int))
-    told = tuple(code for code in guards if not _SAYS_NOTHING.search(code))
+    told = tuple(code for code in guards if not _SAYS_NOTHING.search(code) or re.search(r"!= ([2-9]|\d\d)", code))
     return Assumed(made, tuple(axis for axis in bases.values() if axis[1]), fixed, told, _lines(nodes))
 
 

@@ -80,7 +80,8 @@ def build(
     """
     module = module.eval()
     _refuse_meta(module)
-    parameters = describe_parameters(module)
+    _refuse_datatypes(inputs)
+    parameters = describe_program(module)
     kept = _state(module)
     specs = calling.adapt(module, inputs, output_names, positional=positional)
     try:
@@ -193,7 +194,7 @@ class _Building:
         if other is not None:
             (name, number), length = found.fixed[0], given[found.fixed[0][0]].shape[found.fixed[0][1]]
             program, found = _export(self._module, specs, other)
-            if found.fixed or not allows(rule_of(found.specs, (name, number)), length):
+            if found.fixed:
                 raise TemplateError(
                     f"axis {number} of {name} is declared free, but forward() has a path of its own for a length of "
                     f"{length}{found}"
@@ -265,7 +266,7 @@ class _Building:
         shapes = self._rows(trials, found.specs, example, outside)
         specs = found.specs
         for base in found.bases:
-            specs = trials.bounded(specs, base, outside)
+            specs = trials.bounded(specs, base, outside, found.numbers)
             self._note(trials, specs, base, outside)
         together = drawn(specs, 2, {base: example_length(rule_of(specs, base)) + 0 for base in found.bases}, seed=7)
         self._must_be_pure(loaded, specs, example if example is not None else together)
@@ -375,8 +376,7 @@ def describe(value: torch.Tensor, name: str, *, tied: str | None = None) -> Para
         dtype = datatypes.to_safetensors(datatypes.from_torch(value.dtype))
     except KeyError as exc:
         raise TemplateError(f"{name}: dtype {value.dtype} is not supported") from exc
-    odd = nonfinite.digest(value) if value.device.type == "cpu" else None
-    return Parameter(shape=tuple(value.shape), dtype=dtype, tied=tied, nonfinite=odd)
+    return Parameter(shape=tuple(value.shape), dtype=dtype, tied=tied)
 
 
 def describe_parameters(module: nn.Module) -> dict[str, Parameter]:
@@ -389,6 +389,22 @@ def describe_parameters(module: nn.Module) -> dict[str, Parameter]:
         root = first.setdefault((value.data_ptr(), tuple(value.shape)), name) if value.numel() else name
         found[name] = describe(value, name, tied=None if root == name else root)
     return found
+
+
+def describe_program(module: nn.Module) -> dict[str, Parameter]:
+    """`describe_parameters` of an operator's own module, whose NaN and infinities are meant. Raises TemplateError."""
+    state = module.state_dict()
+    return {
+        name: its.model_copy(update={"nonfinite": nonfinite.digest(state[name])})
+        for name, its in describe_parameters(module).items()
+    }
+
+
+def _refuse_datatypes(inputs: Sequence[TensorSpec]) -> None:
+    for spec in inputs:
+        if spec.datatype == datatypes.BYTES or spec.datatype not in datatypes.NAMES:
+            known = ", ".join(name for name in datatypes.NAMES if name != datatypes.BYTES)
+            raise TemplateError(f"input {spec.name}: a program takes no {spec.datatype} ({known})")
 
 
 def _refuse_meta(module: nn.Module) -> None:

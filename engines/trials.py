@@ -93,14 +93,17 @@ class Trials:
                 return f"answers otherwise than forward() (output {number + 1} of {len(seen)})"
         return ""
 
-    def bounded(self, specs: tuple[TensorSpec, ...], base: Axis, outside: str) -> tuple[TensorSpec, ...]:
-        """The specs with the rule of `base` as the trials leave it. `outside` says what bounded it.
+    def bounded(
+        self, specs: tuple[TensorSpec, ...], base: Axis, outside: str, numbers: Sequence[int] = ()
+    ) -> tuple[TensorSpec, ...]:
+        """The specs with the rule of `base` as the trials leave it. `outside` says what bounded it, `numbers` are
+        lengths where the program may turn another way.
 
         Raises TemplateError where the exported program differs from forward() at a length that it did not exclude.
         """
         rule = rule_of(specs, base)
         good, bad = {example(rule)}, set[int]()
-        for length in self._lengths(specs, base, rule):
+        for length in self._lengths(specs, base, rule, numbers):
             if (
                 bad and length > min((one for one in bad if one > max(good)), default=length)
             ) or time.monotonic() > self._end:
@@ -139,8 +142,9 @@ class Trials:
             changes["maximum"] = known
         return rule.model_copy(update=changes)
 
-    def _lengths(self, specs: tuple[TensorSpec, ...], base: Axis, rule: Length) -> list[int]:
+    def _lengths(self, specs: tuple[TensorSpec, ...], base: Axis, rule: Length, numbers: Sequence[int]) -> list[int]:
         wished = {*_SHORT, *_LONG, rule.minimum, rule.minimum + rule.step}
+        wished |= {number + near for number in numbers for near in (-1, 0, 1)}
         wished |= {rule.minimum + times * rule.step for times in (2, 3, 4, 7, 16)}
         wished |= {rule.maximum, rule.maximum - rule.step} if rule.maximum is not None else set()
         fitting = {length for length in wished if allows(rule, length)}

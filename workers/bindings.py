@@ -118,11 +118,11 @@ def _by_factory(
     if not inputs or not outputs:
         raise Unbound(f"factory:{factory} needs inputs and outputs in recipe.yaml")
     from weighbridge.engines.factory import make
-    from weighbridge.engines.template import describe_parameters, find_contract
+    from weighbridge.engines.template import describe_program, find_contract
 
     try:
         module = make(factory, [factory])
-        parameters = describe_parameters(module)
+        parameters = describe_program(module)
         binding = bind(tensors, parameters, cast=True)
     except LoadError as exc:
         raise Unbound(f"the tensors are not those of factory {factory}: {exc}") from exc
