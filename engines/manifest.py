@@ -106,10 +106,11 @@ class Encoding(_Frozen):
 
     `torchao`: the flattened tensor subclasses of torchao's safetensors support; a template's `nn.Linear` are rebuilt
     first (engines.linears). `packed`: int8 rows, int4 groups or fp8 of engines.packed, unpacked into the program's
-    dtype while loading. `semi_structured`: plain 2:4-sparse weights, of which a CUDA device makes its sparse form.
+    dtype while loading. `half`: linear layers multiply in the 16 bits that their weights have, all else is the
+    program's own. `semi_structured`: such weights, 2:4-sparse, of which a CUDA device makes its sparse form.
     """
 
-    kind: Literal["torchao", "packed", "semi_structured"]
+    kind: Literal["torchao", "packed", "semi_structured", "half"]
     details: dict[str, str] = Field(default_factory=dict)
 
 

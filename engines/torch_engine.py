@@ -11,7 +11,7 @@ from torch import nn
 
 from weighbridge.engines import calling, datatypes, linears, tensors
 from weighbridge.engines.binding import Parameter, bind
-from weighbridge.engines.encodings import REBUILT, check_encoding, decode, sparsify
+from weighbridge.engines.encodings import HALF, REBUILT, check_encoding, decode, sparsify
 from weighbridge.engines.errors import EngineError, LoadError
 from weighbridge.engines.factory import make
 from weighbridge.engines.manifest import Manifest
@@ -34,7 +34,8 @@ class TorchEngine:
         """Load, bind and prepare. Raises LoadError.
 
         The dtype in which weights are stored says nothing of the one to compute in: a program computes in its own, with
-        its own constants, and weights of another floating dtype are cast to it here.
+        its own constants, and weights of another floating dtype are cast to it here. A variant that was made for it
+        multiplies in its weights' 16 bits (the encoding says so).
         """
         check_encoding(manifest, device)
         module = self._program(manifest, blobs, device)
@@ -43,7 +44,12 @@ class TorchEngine:
         parameters = describe_parameters(module)
         own = {name: datatypes.to_torch(datatypes.from_safetensors(its.dtype)) for name, its in parameters.items()}
         weights = _bound(manifest, decode(manifest, blobs, device), parameters)
-        cast = {name: value if value.dtype is own[name] else value.to(own[name]) for name, value in weights.items()}
+        halves = manifest.encoding is not None and manifest.encoding.kind in HALF
+        stay = linears.halve(module, weights) if halves else frozenset()
+        cast = {
+            name: value if value.dtype is own[name] or name in stay else value.to(own[name])
+            for name, value in weights.items()
+        }
         try:
             module.load_state_dict(cast, assign=True, strict=True)
         except RuntimeError as exc:

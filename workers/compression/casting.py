@@ -1,6 +1,7 @@
-"""`bf16` and `fp16`: every floating tensor in 16 bits. It is stored so: the program computes in its own dtype.
+"""`bf16` and `fp16`: every floating tensor in 16 bits.
 
-What rounding the weights costs is measured; constants, inputs and what lies between layers stay as they were.
+The program's constants, its inputs and what lies between its layers stay in its own dtype. In bf16, which has float32's
+range, its linear layers multiply in 16 bits; of fp16, which ends at 65,504, only the weights are kept so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from weighbridge.engines import datatypes
 from weighbridge.engines.encodings import decode
+from weighbridge.engines.manifest import Encoding
 from weighbridge.registry.schemas import VariantTensor
 from weighbridge.workers.compression import reference, report
 from weighbridge.workers.compression.types import Built, NotApplicable, Order
@@ -36,12 +38,14 @@ def build(order: Order) -> Built:
     save_file(made, path)
     stay = [row.name for row in rows if row.action == report.KEPT and weights[row.name].is_floating_point()]
     note = (f"{', '.join(stay[:5])} stay as they are",) if stay else ()
+    encoding = Encoding(kind="half") if method == "bf16" else None
     return Built(
         files={"model.safetensors": path},
         tensors=tuple(rows),
         engine=ENGINE,
         promised_ratio=sum(row.bytes_out for row in rows) / max(1, sum(row.bytes_in for row in rows)),
-        compute_dtypes=_computed(order),
+        compute_dtypes=("BF16",) if encoding else _computed(order),
+        encoding=encoding,
         notes=note,
     )
 
