@@ -134,8 +134,9 @@ class _Building:
             return specs, (f"lengths and values are not known: {exc}",)
         specs = found.specs
         for base in found.bases:
-            wide = with_rule(specs, base, Length(axis=base[1], minimum=1, maximum=rule_of(specs, base).maximum))
-            specs = self._eager.bounded(wide, base, "")
+            known = rule_of(specs, base).maximum  # a branch of the export's, or the end of a table: it is tried
+            wide = with_rule(specs, base, Length(axis=base[1]))
+            specs = self._eager.bounded(wide, base, "", [known] if known is not None else [])
         return specs, ()
 
     def _example(self, specs: tuple[TensorSpec, ...], example: Arrays | None) -> dict[str, Array]:

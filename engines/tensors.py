@@ -170,6 +170,11 @@ def _nearest(wanted: int, rule: Length) -> int:
     return rule.minimum + max(0, most - rule.minimum) // rule.step * rule.step
 
 
+def lengths(specs: Sequence[TensorSpec], wanted: int) -> dict[Axis, int]:
+    """A length near `wanted` for each axis whose length is a choice."""
+    return {(spec.name, rule.axis): _nearest(wanted, rule) for spec in specs for rule in spec.lengths if not rule.of}
+
+
 def rows(inputs: Mapping[str, Array], start: int, stop: int, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Rows [start, stop) of the inputs that have a batch dimension; the others whole."""
     batched = {spec.name for spec in specs if spec.shape and spec.shape[0] == -1}

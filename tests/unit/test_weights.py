@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from weighbridge.engines import datatypes, template
 from weighbridge.engines.binding import Parameter, bind, ties, twins
+from weighbridge.engines.errors import InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
@@ -47,8 +48,8 @@ class Scale:
         source = FolderStore(self.drops)
         files = tuple(pin(info) for info in source.list("a.safetensors"))
         task = ValidateTask("m", 1, "a.safetensors", files, programs=Programs((self.info,)))
-        wish = ProgramWish(template="t")
-        return validate(replace(task, program=wish, **changes), source=source, blobs=self.blobs, cache=self.path)
+        asked = replace(task, **{"program": ProgramWish(template="t"), **changes})
+        return validate(asked, source=source, blobs=self.blobs, cache=self.path)
 
     def path(self, digest: str) -> Path:
         local = self.blobs.local_path(digest)
@@ -244,3 +245,64 @@ def test_a_template_without_a_contract_says_so(tmp_path: Path) -> None:
     scale.info = replace(scale.info, inputs=(IDS,))
     (note,) = scale.weigh(Tied().state_dict()).facts["notes"]
     assert "no contract (lengths and values of ids): add it again" in note
+
+
+class Named(nn.Module):
+    """A factory's: two outputs by key, a vocabulary, and positions that end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(50, 8), nn.Embedding(20, 8)
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        if ids.shape[1] > 12:
+            ids, mask = ids[:, -12:], mask[:, -12:]
+        x = (self.embed(ids) + self.places(torch.arange(ids.shape[1]))) * mask[..., None]
+        return {"first": x[:, 0], "sum": x.sum(1)}
+
+
+def test_a_factory_binds_by_name_and_has_a_contract(tmp_path: Path) -> None:
+    """The recipe's inputs and outputs in any order; values are bounded, and the module's own branch bounds nothing."""
+    scale = Scale(tmp_path, Named(), IDS, replace_name(IDS, "mask"))
+    factory = f"{__name__}:Named"
+    outputs = tuple(TensorSpec(name=name, datatype="FP32", shape=(-1, 8)) for name in ("sum", "first"))
+    module = Named()
+    outcome = scale.weigh(
+        module.state_dict(),
+        program=ProgramWish(factory=factory),
+        inputs=(replace_name(IDS, "mask"), IDS),
+        outputs=outputs,
+        programs=Programs((), ("factory:*",)),
+    )
+    assert outcome.verdict == "passed", outcome.reason
+    manifest = Manifest.model_validate_json(scale.blobs.get(outcome.facts["artifact_digest"]))
+    session = load(manifest, scale.path, factories=["*"])
+    ids, mask = np.random.default_rng(0).integers(0, 50, (2, 30)), np.ones((2, 30), np.int64)
+    wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
+    for name, value in session.infer({"mask": mask, "ids": ids}).items():
+        np.testing.assert_allclose(value, wanted[name].detach().numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InvalidInput, match="input ids: values must be from 0 to 49, not 50"):
+        session.infer({"mask": mask, "ids": ids + 50})
+    with pytest.raises(InvalidInput, match="input mask: axis 1 must be 30 long"):
+        session.infer({"mask": mask[:, :5], "ids": ids})
+
+
+def test_a_factory_whose_names_are_others_is_not_bound(tmp_path: Path) -> None:
+    """Unknown inputs and outputs are refused with those that exist."""
+    scale = Scale(tmp_path, Named(), IDS, replace_name(IDS, "mask"))
+    for inputs, output, said in (
+        ((IDS, replace_name(IDS, "masque")), "sum", r"takes ids, mask; there is no input masque"),
+        ((IDS, replace_name(IDS, "mask")), "total", "returns first, sum; there is no output total"),
+    ):
+        outcome = scale.weigh(
+            Named().state_dict(),
+            program=ProgramWish(factory=f"{__name__}:Named"),
+            inputs=inputs,
+            outputs=(TensorSpec(name=output, datatype="FP32", shape=(-1, 8)),),
+            programs=Programs((), ("factory:*",)),
+        )
+        assert (outcome.verdict, said in outcome.reason) == ("needs_binding", True), outcome.reason
+
+
+def replace_name(spec: TensorSpec, name: str) -> TensorSpec:
+    return spec.model_copy(update={"name": name})
