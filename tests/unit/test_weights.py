@@ -281,7 +281,7 @@ def test_a_factory_binds_by_name_and_has_a_contract(tmp_path: Path) -> None:
     wanted = module(torch.from_numpy(ids), torch.from_numpy(mask))
     for name, value in session.infer({"mask": mask, "ids": ids}).items():
         np.testing.assert_allclose(value, wanted[name].detach().numpy(), rtol=1e-5, atol=1e-6)
-    with pytest.raises(InvalidInput, match="input ids: values must be from 0 to 49, not 50"):
+    with pytest.raises(InvalidInput, match="input ids: values must be from 0 to 49, not"):
         session.infer({"mask": mask, "ids": ids + 50})
     with pytest.raises(InvalidInput, match="input mask: axis 1 must be 30 long"):
         session.infer({"mask": mask[:, :5], "ids": ids})
