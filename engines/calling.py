@@ -32,6 +32,7 @@ def adapt(
     """
     inner = module.forward
     ordered, keywords = _order(module, inputs, positional)
+    known = inspect.signature(inner).parameters
 
     def call(*args: Any) -> Any:
         return inner(**dict(zip(keywords, args, strict=True))) if keywords else inner(*args)
@@ -44,6 +45,7 @@ def adapt(
         [inspect.Parameter(name, kind) for name in identifiers(ordered)]
     )
     forward.__wrapped__ = call  # type: ignore[attr-defined]
+    forward.swallowed = [name for name in keywords if name not in known]  # type: ignore[attr-defined]
     forward.own = vars(module).get("forward")  # type: ignore[attr-defined]
     vars(module)["forward"] = forward
     return ordered
@@ -54,6 +56,12 @@ def restore(module: nn.Module) -> None:
     own = vars(module).pop("forward").own
     if own is not None:
         vars(module)["forward"] = own
+
+
+def swallowed(module: nn.Module) -> list[str]:
+    """The inputs of an adapted module that only its **kwargs takes: whether it reads them, an export shows."""
+    names: list[str] = vars(module)["forward"].swallowed
+    return names
 
 
 def identifiers(specs: Sequence[TensorSpec]) -> list[str]:

@@ -43,6 +43,8 @@ class Assumed:
     guards: tuple[str, ...]
     lines: tuple[str, ...]
     """The operator's own lines that they come from."""
+    unread: tuple[str, ...]
+    """The inputs that the program never reads."""
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -85,8 +87,9 @@ def assumed(program: ExportedProgram, specs: Sequence[TensorSpec], example: Shap
         for spec in specs
     )
     fixed = tuple(axis for axis, expression in expressions.items() if isinstance(expression, int))
+    unread = tuple(spec.name for spec, node in zip(specs, nodes, strict=True) if not node.users)
     told = tuple(code for code in guards if not _SAYS_NOTHING.search(code) or re.search(r"!= ([2-9]|\d\d)", code))
-    return Assumed(made, tuple(axis for axis in bases.values() if axis[1]), fixed, told, _lines(nodes))
+    return Assumed(made, tuple(axis for axis in bases.values() if axis[1]), fixed, told, _lines(nodes), unread)
 
 
 def _lines(nodes: Sequence[fx.Node]) -> tuple[str, ...]:

@@ -60,7 +60,8 @@ def ask_rows(answer: Answer, specs: Sequence[TensorSpec], inputs: Arrays) -> Non
     for start in range(count if count > 1 else 0):
         alone = answer(tensors.rows(inputs, start, start + 1, specs))
         wanted = {
-            name: value[start : start + 1] if value.shape[:1] == (count,) else value for name, value in whole.items()
+            name: value[start : start + 1] if value.shape != alone[name].shape else value
+            for name, value in whole.items()
         }
         if name := _differs(wanted, alone, ROWS[0]):
             raise ImpureProgram(

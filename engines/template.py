@@ -188,6 +188,9 @@ class _Building:
     def _exported(self, specs: tuple[TensorSpec, ...], given: dict[str, Array]) -> tuple[ExportedProgram, Assumed]:
         """The export that assumes least; lengths that only an example fixed are exported with another one."""
         program, found = _export(self._module, specs, given)
+        unread = [name for name in calling.swallowed(self._module) if name in found.unread]
+        if unread:
+            raise TemplateError(f"{self._who}(**kwargs) takes the input {unread[0]} and never reads it")
         for axis in found.fixed:
             if axis[1] == 0:
                 raise TemplateError(f"the batch of {axis[0]} is fixed to {given[axis[0]].shape[0]}{found}")
@@ -197,8 +200,8 @@ class _Building:
             program, found = _export(self._module, specs, other)
             if found.fixed:
                 raise TemplateError(
-                    f"axis {number} of {name} is declared free, but forward() has a path of its own for a length of "
-                    f"{length}{found}"
+                    f"axis {number} of {name} is declared free, but an export is for one length of it (a loop, a "
+                    f"recurrent layer, a length that is compared with {length}): declare it fixed{found}"
                 )
         return program, found
 
@@ -269,10 +272,11 @@ class _Building:
         for base in found.bases:
             specs = trials.bounded(specs, base, outside, found.numbers)
             self._note(trials, specs, base, outside)
-        together = drawn(specs, 2, {base: example_length(rule_of(specs, base)) + 0 for base in found.bases}, seed=7)
-        self._must_be_pure(loaded, specs, example if example is not None else together)
+        trials.combined(specs, found.bases, outside)
+        usual = drawn(specs, 2, {}, seed=7) if example is None else example
+        self._must_be_pure(loaded, specs, usual)
         shapes += self._lengthened(trials, specs, found.bases)
-        made = trials.eager(specs, together if example is None else example)
+        made = trials.eager(specs, usual)
         assert made is not None, "it was accepted before"
         outputs = tuple(
             TensorSpec(name=name, datatype=_datatype(name, value), shape=_free([shape[index] for shape in shapes]))

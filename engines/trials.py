@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ _SHORT = (*range(1, 10), 12, 13, 15, 16, 17, 24, 31, 32, 33)
 _LONG = (*(63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 511, 512, 513), *(1000, 1023, 1024, 1025, 2047, 2048, 2049))
 _ELEMENTS = 1 << 18
 """Of all inputs of a trial."""
-_SECONDS = 30.0
+_SECONDS = 15.0
 """No length is tried after them: a large program answers a few long inputs, a small one all."""
+_COMBINED = 64
 _EXAMPLES, _LAST = (8, 16, 32, 64, 224), (4, 2, 1)
 _DISTINCT = (9, 11, 13, 7, 15)
 
@@ -123,6 +124,16 @@ class Trials:
                 good.add(length)
         return with_rule(specs, base, self._narrowed(specs, base, rule, good, bad))
 
+    def combined(self, specs: tuple[TensorSpec, ...], bases: Sequence[Axis], outside: str) -> None:
+        """Try lengths that are free each by itself with each other. Raises TemplateError where the export differs."""
+        each = [sorted(_near(rule_of(specs, base))) for base in bases]
+        for lengths in islice(product(*each), _COMBINED) if len(bases) > 1 else ():
+            arrays = drawn(specs, 2, dict(zip(bases, lengths, strict=True)), seed=1)
+            expected = self.eager(specs, arrays)
+            if expected is not None and (difference := self.differs(specs, arrays, expected)):
+                said = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+                raise TemplateError(f"for inputs of {said} the exported program {difference}{outside}")
+
     def _narrowed(
         self, specs: tuple[TensorSpec, ...], base: Axis, rule: Length, good: set[int], bad: set[int]
     ) -> Length:
@@ -149,6 +160,12 @@ class Trials:
         wished |= {rule.maximum, rule.maximum - rule.step} if rule.maximum is not None else set()
         fitting = {length for length in wished if allows(rule, length)}
         return [length for length in sorted(fitting) if _size(specs, base, length) <= _ELEMENTS]
+
+
+def _near(rule: Length) -> set[int]:
+    """A few lengths of a rule: its ends, the usual one, and another."""
+    wished = (rule.minimum, example(rule), rule.maximum or 0, rule.minimum + 13 * rule.step)
+    return {length for length in wished if allows(rule, length) and length <= 64} | {example(rule)}
 
 
 def close(want: torch.Tensor, got: torch.Tensor) -> bool:
