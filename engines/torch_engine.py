@@ -15,8 +15,8 @@ from weighbridge.engines.encodings import HALF, REBUILT, check_encoding, decode,
 from weighbridge.engines.errors import EngineError, LoadError
 from weighbridge.engines.factory import make
 from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.program import describe, describe_parameters, flat, open_template
 from weighbridge.engines.protocols import Arrays, BlobPath
-from weighbridge.engines.template import describe, describe_parameters, flat, open_template
 
 
 class TorchEngine:

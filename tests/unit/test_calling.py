@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from weighbridge.engines import template
+from weighbridge.engines import program, template
 from weighbridge.engines.errors import TemplateError
 from weighbridge.engines.manifest import TensorSpec
 
@@ -52,7 +52,7 @@ class Heads(nn.Module):
 
 def answer(module: nn.Module, made: template.Template, **inputs: float) -> dict[str, float]:
     """What the finished template gives for constant inputs."""
-    loaded = template._load(made.pt2, "cpu")
+    loaded = program.read(made.pt2)
     loaded.load_state_dict(module.state_dict(), assign=True)
     results = loaded(*(torch.full((2, 4), inputs[one.name]) for one in made.inputs))
     return {one.name: float(value[0, 0]) for one, value in zip(made.outputs, results, strict=True)}

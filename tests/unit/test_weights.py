@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from weighbridge.engines import datatypes, template
+from weighbridge.engines import datatypes, purity, template
 from weighbridge.engines.binding import Parameter, bind, ties, twins
-from weighbridge.engines.errors import InvalidInput
+from weighbridge.engines.errors import InvalidInput, TemplateError
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
@@ -115,7 +115,7 @@ class Auxiliary(nn.Module):
 
 def test_a_parameter_that_is_never_read_is_named(tmp_path: Path) -> None:
     """At `template add` it is refused unless its operator says so; then each version says which tensors it ignores."""
-    with pytest.raises(template.TemplateError, match=r"never reads aux.weight.*--unread"):
+    with pytest.raises(TemplateError, match=r"never reads aux.weight.*--unread"):
         template.build(Auxiliary(), [X])
     scale = Scale(tmp_path, Auxiliary(), X, unread=["aux.*"])
     assert scale.weigh(Auxiliary().state_dict()).facts["unread"] == ["aux.bias", "aux.weight"]
@@ -183,7 +183,7 @@ def test_every_datatype_goes_the_whole_way(tmp_path: Path, datatype: str) -> Non
 
 def test_bytes_are_refused_clearly() -> None:
     """No program of ours takes text."""
-    with pytest.raises(template.TemplateError, match="input x: a program takes no BYTES"):
+    with pytest.raises(TemplateError, match="input x: a program takes no BYTES"):
         template.build(nn.Linear(4, 3), [TensorSpec(name="x", datatype="BYTES", shape=(-1, 4))])
 
 
@@ -231,8 +231,8 @@ class Average(nn.Module):
 def test_a_template_from_before_is_asked_with_the_real_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old templates were never tried; the weights' own validation is."""
     with monkeypatch.context() as patched:
-        patched.setattr(template.purity, "ask", lambda *_: None)
-        patched.setattr(template.purity, "ask_rows", lambda *_: None)
+        patched.setattr(purity, "ask", lambda *_: None)
+        patched.setattr(purity, "ask_rows", lambda *_: None)
         scale = Scale(tmp_path, Average(), X)
     outcome = scale.weigh(Average().state_dict())
     assert (outcome.verdict, outcome.reason.split(":")[1]) == ("rejected", "t is no pure function")

@@ -25,8 +25,8 @@ from torch.export import Dim
 
 from weighbridge.engines import datatypes, golden, tensors
 from weighbridge.engines.manifest import Manifest, TensorSpec
+from weighbridge.engines.program import flat
 from weighbridge.engines.protocols import Array, Arrays
-from weighbridge.engines.template import flat
 from weighbridge.workers.compression import reference
 from weighbridge.workers.compression.types import BuildFailed, NotApplicable, Original
 

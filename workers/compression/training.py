@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from weighbridge.engines.manifest import TensorSpec
+from weighbridge.engines.program import flat
 from weighbridge.engines.protocols import Array, Arrays
-from weighbridge.engines.template import flat
 from weighbridge.registry.recipe import Recovery, Task
 from weighbridge.workers.compression.activations import names_by_storage, positional
 from weighbridge.workers.compression.types import BuildFailed, Data, Progress
