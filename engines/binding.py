@@ -24,7 +24,8 @@ class Parameter(BaseModel):
     """A tensor of a checkpoint or a parameter (or persistent buffer) of a program.
 
     `dtype` is the safetensors name. `tied` names the parameter whose storage this one shares: a checkpoint may leave
-    it out.
+    it out. `nonfinite` is the digest of what is not finite in the operator's own program (a causal mask of -inf).
+    `unread`: the program never reads it, and its operator said so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +33,8 @@ class Parameter(BaseModel):
     shape: tuple[int, ...]
     dtype: str
     tied: str | None = None
+    nonfinite: str | None = None
+    unread: bool = False
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
@@ -74,6 +77,27 @@ def bind(tensors: Parameters, parameters: Parameters, *, cast: bool = False) -> 
         if names
     )
     raise BindingError(message, missing=missing, unexpected=unexpected, mismatched=mismatched)
+
+
+def ties(binding: Mapping[str, str], parameters: Parameters) -> dict[str, str]:
+    """{parameter without a tensor → the one that shares its storage and has one}."""
+    bound = set(binding.values())
+    return {
+        name: min(_group(name, parameters) & bound)
+        for name in parameters
+        if name not in bound and _group(name, parameters) & bound
+    }
+
+
+def twins(binding: Mapping[str, str], parameters: Parameters) -> list[tuple[str, str]]:
+    """Pairs of tensors that are bound to one storage: the program reads one of them, so that they must be equal."""
+    first: dict[str, str] = {}
+    pairs = []
+    for tensor, parameter in sorted(binding.items()):
+        root = parameters[parameter].tied or parameter
+        if (twin := first.setdefault(root, tensor)) != tensor:
+            pairs.append((twin, tensor))
+    return pairs
 
 
 def matches(tensors: Parameters, parameters: Parameters) -> bool:

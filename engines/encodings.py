@@ -15,12 +15,15 @@ from weighbridge.engines.errors import LoadError
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 
-REBUILT = frozenset({"torchao", "semi_structured"})
+REBUILT = frozenset({"torchao", "semi_structured", "half"})
 """Encodings whose program gets its `nn.Linear` back before it is bound."""
+HALF = frozenset({"semi_structured", "half"})
+"""Those whose linear layers multiply in 16 bits where their weights have them."""
 _DETAILS: Mapping[str, frozenset[str]] = {
     "torchao": frozenset({"torchao", "device"}),
     "packed": frozenset({"method", "format"}),
     "semi_structured": frozenset(),
+    "half": frozenset(),
 }
 """What an encoding's details may say. torchao: the minor version that wrote them; device: the only one it is for."""
 

@@ -23,6 +23,10 @@ class TemplateError(LoadError):
     """An architecture cannot become a template, or a tensor no part of a program; the message names it and the rule."""
 
 
+class ImpureProgram(TemplateError):
+    """No pure function: the program changes what it holds or its input, is random, or mixes the rows of a batch."""
+
+
 class InvalidInput(EngineError, ValueError):
     """An inference input breaks the contract: unknown name, wrong datatype, wrong shape, not the right byte count."""
 

@@ -6,7 +6,7 @@ torch.export leaves calls of aten.linear (or of a product with a transposed weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,26 @@ def rebuild(module: nn.Module) -> list[str]:
 def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
     """Every `nn.Linear` by its name: those that a factory's module has and those that `rebuild` made."""
     return {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+
+
+class HalfLinear(nn.Linear):
+    """Multiplies in the weight's 16 bits; what comes in, what goes out and the bias are in the program's own dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+def halve(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """Let the linear layers of a float32 program multiply in 16 bits where these weights have them; their names."""
+    halved = set()
+    for name, layer in linear_layers(module).items():
+        weight = weights.get(f"{name}.weight")
+        half = weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
+        if type(layer) is nn.Linear and half and layer.weight.dtype is torch.float32:
+            layer.__class__ = HalfLinear
+            halved.add(f"{name}.weight")
+    return frozenset(halved)
 
 
 def _calls(graph: fx.Graph) -> Iterator[_Call]:

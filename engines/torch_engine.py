@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from weighbridge.engines import datatypes, linears, tensors
+from weighbridge.engines import calling, datatypes, linears, tensors
 from weighbridge.engines.binding import Parameter, bind
-from weighbridge.engines.encodings import REBUILT, check_encoding, decode, sparsify
-from weighbridge.engines.errors import EngineError, InvalidInput, LoadError
+from weighbridge.engines.encodings import HALF, REBUILT, check_encoding, decode, sparsify
+from weighbridge.engines.errors import EngineError, LoadError
 from weighbridge.engines.factory import make
 from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.program import describe, describe_parameters, flat, open_template
 from weighbridge.engines.protocols import Arrays, BlobPath
-from weighbridge.engines.template import describe, describe_parameters, flat, open_template
 
 
 class TorchEngine:
@@ -33,42 +33,38 @@ class TorchEngine:
     def load(self, manifest: Manifest, blobs: BlobPath, *, device: str = "cpu") -> TorchSession:
         """Load, bind and prepare. Raises LoadError.
 
-        Weights of another floating dtype than the program's run in theirs; a program that cannot (it fixes dtypes
-        inside) gets them cast to its own.
+        The dtype in which weights are stored says nothing of the one to compute in: a program computes in its own, with
+        its own constants, and weights of another floating dtype are cast to it here. A variant that was made for it
+        multiplies in its weights' 16 bits (the encoding says so).
         """
-        session = self._bind(manifest, blobs, device, native=True)
-        if session.casts and not _runs(session):
-            return self._bind(manifest, blobs, device, native=False)
-        return session
-
-    def _bind(self, manifest: Manifest, blobs: BlobPath, device: str, *, native: bool) -> TorchSession:
         check_encoding(manifest, device)
         module = self._program(manifest, blobs, device)
         if manifest.encoding is not None and manifest.encoding.kind in REBUILT:
             linears.rebuild(module)
         parameters = describe_parameters(module)
-        weights = _bound(manifest, decode(manifest, blobs, device), parameters)
         own = {name: datatypes.to_torch(datatypes.from_safetensors(its.dtype)) for name, its in parameters.items()}
-        dtype = _other_dtype(weights, own) if native else None
-        if dtype is None:
-            weights = {
-                name: value if value.dtype is own[name] else value.to(own[name]) for name, value in weights.items()
-            }
+        weights = _bound(manifest, decode(manifest, blobs, device), parameters)
+        halves = manifest.encoding is not None and manifest.encoding.kind in HALF
+        stay = linears.halve(module, weights) if halves else frozenset()
+        cast = {
+            name: value if value.dtype is own[name] or name in stay else value.to(own[name])
+            for name, value in weights.items()
+        }
         try:
-            module.load_state_dict(weights, assign=True, strict=True)
+            module.load_state_dict(cast, assign=True, strict=True)
         except RuntimeError as exc:
             raise LoadError(f"{manifest.program.name}: {exc}") from exc
-        if dtype is not None:
-            _cast_constants(module, dtype)
         if manifest.encoding is not None and manifest.encoding.kind == "semi_structured":
             sparsify(module, device)
-        return TorchSession(module.requires_grad_(False), manifest, device, dtype)
+        return TorchSession(module.requires_grad_(False), manifest, device)
 
     def _program(self, manifest: Manifest, blobs: BlobPath, device: str) -> nn.Module:
         program = manifest.program
         if program.kind == "factory":
             # Real values on CPU first: a non-persistent buffer made on `meta` would answer wrong, silently.
-            return make(program.name, self._factories).eval().to(device)
+            module = make(program.name, self._factories).eval().to(device)
+            calling.adapt(module, manifest.inputs, [spec.name for spec in manifest.outputs])
+            return module
         if program.digest is None:
             raise LoadError(f"template {program.name}: the manifest names no digest")
         return open_template(blobs(program.digest), program.digest, device)
@@ -77,9 +73,9 @@ class TorchEngine:
 class TorchSession:
     """A bound module on one device. Not thread-safe: one caller at a time."""
 
-    def __init__(self, module: nn.Module, manifest: Manifest, device: str, dtype: torch.dtype | None) -> None:
+    def __init__(self, module: nn.Module, manifest: Manifest, device: str) -> None:
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
-        self._device, self._dtype = torch.device(device), dtype
+        self._device = torch.device(device)
         self._module: nn.Module | None = module
         self._wanted = [datatypes.to_torch(spec.datatype) for spec in self.outputs]
 
@@ -90,7 +86,8 @@ class TorchSession:
             raise EngineError("the session is closed")
         with torch.inference_mode():
             try:
-                results = flat(self._module(*(self._tensor(inputs[spec.name]) for spec in self.inputs)))
+                given = (datatypes.array_to_tensor(inputs[spec.name]).to(self._device) for spec in self.inputs)
+                results = flat(self._module(*given))
             except (RuntimeError, IndexError, ValueError, TypeError) as exc:
                 raise EngineError(f"the program failed: {exc}") from exc
             if len(results) != len(self.outputs):
@@ -107,24 +104,9 @@ class TorchSession:
             raise EngineError("the session is closed")
         return self._module
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The floating dtype that inputs are cast to, where it is not the program's own."""
-        return self._dtype
-
-    @property
-    def casts(self) -> bool:
-        """Whether it runs in another floating dtype than the program's own."""
-        return self._dtype is not None
-
     def close(self) -> None:
         """Let the weights go."""
         self._module = None
-
-    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        tensor = datatypes.array_to_tensor(array)
-        floating = self._dtype is not None and tensor.is_floating_point()
-        return tensor.to(self._device, self._dtype if floating else tensor.dtype)
 
 
 def _bound(
@@ -136,36 +118,10 @@ def _bound(
         raise LoadError(f"{manifest.program.name}: the manifest's binding is not the one of these files")
     weights = {parameter: found[tensor] for tensor, parameter in manifest.binding.items()}
     for name, parameter in parameters.items():
-        if name not in weights:
+        if name in manifest.ties:
+            weights[name] = weights[manifest.ties[name]]
+        elif name not in weights:  # a manifest from before ties were written; a factory's are still to be seen
             root = parameter.tied or name
             group = [root, *(other for other, its in parameters.items() if its.tied == root)]
             weights[name] = next(weights[other] for other in group if other in weights)
     return weights
-
-
-def _other_dtype(weights: dict[str, torch.Tensor], own: dict[str, torch.dtype]) -> torch.dtype | None:
-    """The floating dtype that all weights share, where it is not the program's; None: nothing to cast."""
-    dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
-    differs = any(value.dtype is not own[name] for name, value in weights.items())
-    return dtypes.pop() if differs and len(dtypes) == 1 else None
-
-
-def _runs(session: TorchSession) -> bool:
-    try:
-        session.infer(tensors.synthetic(session.inputs, size=2, seed=0))
-    except InvalidInput:
-        return True  # nothing to try it with
-    except EngineError:
-        return False
-    return True
-
-
-def _cast_constants(module: nn.Module, dtype: torch.dtype) -> None:
-    """Floating constants (non-persistent buffers, plain tensors) follow the weights' dtype."""
-    persistent = module.state_dict().keys()
-    for path, part in module.named_modules():
-        for holder in (part._buffers, vars(part)):
-            for name, value in list(holder.items()):
-                own = f"{path}.{name}".lstrip(".")
-                if isinstance(value, torch.Tensor) and value.is_floating_point() and own not in persistent:
-                    holder[name] = value.to(dtype)

@@ -26,12 +26,17 @@ class TemplateInfo:
 
 @dataclass(frozen=True)
 class Bound:
-    """A program with its contract, and {tensor → parameter}."""
+    """A program with its contract, {tensor → parameter}, and what the program knows of its parameters.
+
+    `notes`: what of the contract could not be found.
+    """
 
     program: Program
     binding: dict[str, str]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    parameters: Mapping[str, Parameter]
+    notes: tuple[str, ...] = ()
 
 
 class Unbound(Exception):
@@ -91,7 +96,14 @@ def _bound(tensors: Mapping[str, Parameter], template: TemplateInfo) -> Bound:
     except BindingError as exc:
         raise Unbound(f"the tensors are not those of template {template.name}: {exc}") from exc
     program = Program(kind="template", name=template.name, digest=template.digest)
-    return Bound(program, binding, template.inputs, template.outputs)
+    return Bound(program, binding, template.inputs, template.outputs, template.parameters, _unknown(template))
+
+
+def _unknown(template: TemplateInfo) -> tuple[str, ...]:
+    """A template from before contracts: nothing is known of its free lengths, nor of its integers."""
+    free = [spec.name for spec in template.inputs if -1 in spec.shape[1:] and not spec.lengths]
+    note = f"template {template.name} has no contract (lengths and values of {', '.join(free)}): add it again for one"
+    return (note,) if free else ()
 
 
 def _by_factory(
@@ -106,14 +118,19 @@ def _by_factory(
     if not inputs or not outputs:
         raise Unbound(f"factory:{factory} needs inputs and outputs in recipe.yaml")
     from weighbridge.engines.factory import make
-    from weighbridge.engines.template import describe_parameters
+    from weighbridge.engines.template import describe_program, find_contract
 
     try:
-        parameters = describe_parameters(make(factory, [factory]))
+        module = make(factory, [factory])
+        parameters = describe_program(module)
         binding = bind(tensors, parameters, cast=True)
     except LoadError as exc:
         raise Unbound(f"the tensors are not those of factory {factory}: {exc}") from exc
-    return Bound(Program(kind="factory", name=factory), binding, inputs, outputs)
+    try:
+        found, notes = find_contract(module, inputs, [spec.name for spec in outputs])
+    except LoadError as exc:
+        raise Unbound(f"factory:{factory} does not fit the recipe: {exc}") from exc
+    return Bound(Program(kind="factory", name=factory), binding, found, outputs, parameters, notes)
 
 
 def _distance(tensors: Mapping[str, Parameter], template: TemplateInfo) -> int:

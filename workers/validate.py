@@ -18,20 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from weighbridge import terminal
-from weighbridge.engines import golden
-from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput, LoadError
+from weighbridge.engines import golden, purity, tensors
+from weighbridge.engines.binding import ties
+from weighbridge.engines.errors import EngineError, GoldenMismatch, ImpureProgram, InvalidInput, LoadError
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
 from weighbridge.engines.spread import Tolerance
 from weighbridge.engines.stream import TensorStats
 from weighbridge.registry.recipe import Gate, ProgramWish
+from weighbridge.registry.schemas import GateResult
 from weighbridge.storage import identity
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.streaming import Progress
-from weighbridge.workers import bindings, checkpoint, proving, zero_tails
+from weighbridge.workers import bindings, checkpoint, proving, weights, zero_tails
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
 from weighbridge.workers.outcome import Outcome
@@ -116,10 +118,28 @@ def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:
 def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath) -> Outcome:
     """The verdict on bytes that are whole and kept."""
     facts = _facts(contents)
-    if bad := [one for one in contents.stats if one.nonfinite]:
+    bound: Bound | None = None
+    why = ""
+    try:
+        bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
+    except bindings.Unbound as none:
+        why = str(none)
+    if bad := [one for one in contents.stats if one.nonfinite and not weights.is_meant(one, bound, contents, cache)]:
         facts["evidence"] = _evidence("bytes")
         return Outcome.rejected(_nonfinite(bad), facts)
     facts["evidence"] = _evidence("bytes", "tensors")
+    results = _judge_zeros(task, contents, facts)
+    if failed := [one.reason for one in results if one.verdict == "failed"]:
+        return Outcome.rejected("; ".join(failed), facts, gates=results)
+    if bound is not None:
+        why = weights.ignored(bound, contents, cache)
+    if bound is None or why:
+        return Outcome.needs_binding(why, facts)
+    return replace(_prove_program(task, contents, bound, facts, blobs, cache), gates=results)
+
+
+def _judge_zeros(task: ValidateTask, contents: Contents, facts: dict[str, Any]) -> list[GateResult]:
+    """Note zeros where bytes may be missing, and judge them by the gates."""
     before = zero_tails.comparable(task.before, contents.stats)
     findings = zero_tails.find(contents.stats, before)
     results = zero_tails.judge(findings, task.gates, evaluated=task.evaluated, before=before)
@@ -127,13 +147,7 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
         facts["notes"] = [zero_tails.note(findings, before)]
         facts["tensors"]["zero_tail"] = {one.tensor: one.size for one in findings[:_LISTED]}
     facts["unfinished"] = zero_tails.left_to_set(results)
-    if failed := [one.reason for one in results if one.verdict == "failed"]:
-        return Outcome.rejected("; ".join(failed), facts, gates=results)
-    try:
-        bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
-    except bindings.Unbound as none:
-        return Outcome.needs_binding(str(none), facts)
-    return replace(_prove_program(task, contents, bound, facts, blobs, cache), gates=results)
+    return results
 
 
 def _prove_program(
@@ -141,12 +155,14 @@ def _prove_program(
 ) -> Outcome:
     tolerance = golden.tolerance([one.dtype for one in contents.stats])
     draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, **tolerance._asdict()))
+    program = f"{bound.program.kind}:{bound.program.name}"
     factories = (bound.program.name,) if bound.program.kind == "factory" else ()
     try:
         session = load(draft, cache, task.device, factories)
     except LoadError as exc:
-        return Outcome.needs_binding(f"{bound.program.kind}:{bound.program.name} does not load: {exc}", facts)
+        return Outcome.needs_binding(f"{program} does not load: {exc}", facts)
     try:
+        _must_be_pure(session)
         reference = golden.make_reference(session)
         golden.check(session, reference, *tolerance)
         facts["evidence"] = _evidence("bytes", "tensors", "program")
@@ -154,8 +170,12 @@ def _prove_program(
             return Outcome.rejected(wrong, facts)
         goldens = {"reference": reference} | ({_AUTHOR: contents.golden} if contents.golden is not None else {})
         weak = proving.worthless(session, goldens, tolerance)
+    except ImpureProgram as exc:
+        return Outcome.rejected(f"{program} is no pure function: {exc}", facts)
+    except InvalidInput as exc:
+        return Outcome.needs_binding(f"{program} cannot be proven, whatever the weights are: {exc}", facts)
     except EngineError as exc:
-        return Outcome.rejected(f"{bound.program.kind}:{bound.program.name} fails with these weights: {exc}", facts)
+        return Outcome.rejected(f"{program} fails with these weights: {exc}", facts)
     finally:
         session.close()
     facts["evidence"]["author_golden"] = contents.golden is not None and weak.get(_AUTHOR) != proving.NOTHING
@@ -168,14 +188,22 @@ def _prove_program(
         "program": bound.program.model_dump(mode="json"),
         "bound": len(bound.binding),
         "golden": manifest.golden.model_dump(mode="json"),
+        "precision": weights.precision(contents, bound),
+        "unread": weights.unread(bound),
+        "notes": [*facts.get("notes", []), *bound.notes, *(f"{_GOLDENS[name]} {said}" for name, said in weak.items())],
     }
-    if weak:
-        facts["notes"] = facts.get("notes", []) + [f"{_GOLDENS[name]} {said}" for name, said in weak.items()]
     proven = ", author's golden matches" if facts["evidence"]["author_golden"] else ""
     if weak.get(_AUTHOR) == proving.NOTHING:
         proven = f", {_GOLDENS[_AUTHOR]} {proving.NOTHING}"
     count = f"{len(contents.stats)} tensor{'s' * (len(contents.stats) != 1)}"
     return Outcome.passed(f"{count}, finite, bound to {bound.program.kind}:{bound.program.name}{proven}", facts)
+
+
+def _must_be_pure(session: Session) -> None:
+    """Ask with the real weights what `template add` asked. Raises ImpureProgram."""
+    first, second = (tensors.synthetic(session.inputs, size=3, seed=seed) for seed in (1, 2))
+    purity.ask(session.infer, first, second, getattr(session, "module", None))
+    purity.ask_rows(session.infer, session.inputs, first)
 
 
 def _author(session: Session, data: bytes | None, tolerance: Tolerance) -> str | None:
@@ -201,6 +229,7 @@ def _manifest(contents: Contents, bound: Bound, reference: Golden) -> Manifest:
         outputs=bound.outputs,
         golden=reference,
         engine=ENGINE,
+        ties=ties(bound.binding, bound.parameters),
     )
 
 

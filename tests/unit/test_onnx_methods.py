@@ -14,6 +14,7 @@ from fixtures.compression import IMAGES, PIXELS, STATES, TOKENS, order, original
 from torch import nn
 
 from weighbridge.engines import tensors
+from weighbridge.engines.errors import InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import ArtifactFile
 from weighbridge.engines.protocols import Array, Session
@@ -198,3 +199,17 @@ def test_an_output_may_have_the_name_of_a_value_inside(tmp_path: Path) -> None:
     model = pytest.importorskip("weighbridge.workers.compression.onnx_export").export(named).model
     assert [value.name for value in model.graph.output] == ["embedding"]
     pytest.importorskip("onnx").checker.check_model(model)
+
+
+def test_an_onnx_variant_keeps_the_contract(originals: Callable[[str], Original], tmp_path: Path) -> None:
+    """Tokens beyond the vocabulary, of which onnxruntime takes the negative ones, stay the client's fault."""
+    original = originals("tied_language_model")
+    variant = opened(original, methods.build(order(original, tmp_path / "out", "onnx")))
+    first = load(original.manifest, original.cache)
+    for length in (1, 3, 8, 40):
+        tokens = {"tokens": np.random.default_rng(length).integers(0, 100, (2, length))}
+        np.testing.assert_allclose(variant.infer(tokens)["output"], first.infer(tokens)["output"], rtol=1e-3, atol=1e-4)
+    for session in (variant, first):
+        for value in (100, -1):
+            with pytest.raises(InvalidInput, match=f"values must be from 0 to 99, not {value}"):
+                session.infer({"tokens": np.array([[1, value]])})

@@ -225,15 +225,20 @@ def test_what_fp16_cannot_hold_is_kept_and_named(tmp_path: Path) -> None:
         _build(original, tmp_path / "none", "bf16", skip=["*"])
 
 
-def test_bf16_originals_quantize_in_their_own_dtype(tmp_path: Path) -> None:
-    """Scales are beside int8 values, and the program goes on in bf16."""
-    model = compression.mlp()
+@pytest.mark.parametrize("computes", ["F32", "BF16"])
+def test_bf16_weights_quantize_in_the_dtype_of_their_program(tmp_path: Path, computes: str) -> None:
+    """How weights are stored is not how a program computes: a float32 program goes on in float32."""
+    model, inputs = compression.mlp(), compression.PIXELS
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
-    original = compression.original_artifact(tmp_path / "blobs", model, compression.PIXELS, state)
+    if computes == "BF16":
+        model = model.bfloat16()
+        inputs = tuple(spec.model_copy(update={"datatype": "BF16"}) for spec in inputs)
+    original = compression.original_artifact(tmp_path / "blobs", model, inputs, state)
     built = _build(original, tmp_path / "out", "int8-weight-only")
-    assert built.compute_dtypes == ("BF16",)
+    assert built.compute_dtypes == (computes,)
     expected = _answers(original.manifest, original.cache)
-    np.testing.assert_allclose(_answers(*_manifest(original, built)), expected, atol=0.03)
+    seen = _answers(*_manifest(original, built))
+    np.testing.assert_allclose(seen.astype(np.float32), expected.astype(np.float32), atol=0.03)
 
 
 def test_encodings_that_are_not_known_are_refused(tmp_path: Path, mlp: Original) -> None:

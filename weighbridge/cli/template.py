@@ -40,22 +40,41 @@ def add(
     ],
     inputs: Annotated[
         list[str],
-        typer.Option("--input", metavar="NAME=TYPE[SHAPE]", help="In order; -1 is free: 'pixels=FP32[-1,64]'."),
+        typer.Option(
+            "--input",
+            metavar="NAME=TYPE[SHAPE]",
+            help="By the names of forward()'s parameters; -1 is free, in axis 0 the batch: 'pixels=FP32[-1,64]'.",
+        ),
     ],
-    outputs: Annotated[list[str] | None, typer.Option("--output", metavar="NAME", help="In order.")] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option("--output", metavar="NAME", help="Keys of what forward() returns; of a plain tuple, in order."),
+    ] = None,
+    positional: Annotated[
+        bool, typer.Option("--positional", help="Bind inputs in the order given, whatever forward() calls them.")
+    ] = False,
+    unread: Annotated[
+        list[str] | None,
+        typer.Option("--unread", metavar="PATTERN", help="Parameters that the program may leave unread: 'aux.*'."),
+    ] = None,
     json: session.Json = False,
 ) -> None:
     """Export a module that this command imports and runs: your own code, not a bucket's. Weights are left out.
+
+    It is tried on other lengths, values and batches, and refused if it is no pure function. What it takes is printed.
 
     Example: weighbridge template add digits-mlp train:build --input 'pixels=FP32[-1,64]' --output logits
     """
     specs = [parse_input(text) for text in inputs]
     with session.of(context).client() as client:
-        added = register_template(client, name, reference, specs, tuple(outputs or ("output",)))
+        built = build(reference, specs, tuple(outputs or ()), positional=positional, unread=tuple(unread or ()))
+        added = upload_template(client, name, built)
     if json:
         output.emit(added)
-    else:
-        output.line(f"template {name}: {len(added.parameters)} tensors, fingerprint {added.fingerprint[:16]}")
+        return
+    output.line(f"template {name}: {len(added.parameters)} tensors, fingerprint {added.fingerprint[:16]}")
+    for line in _contract(built):
+        output.line(f"  {line}")
 
 
 @group.command("list")
@@ -71,13 +90,25 @@ def listed(context: typer.Context, json: session.Json = False) -> None:
 
 
 def register_template(
-    client: Client, name: str, reference: str, inputs: list[TensorSpec], outputs: tuple[str, ...]
+    client: Client, name: str, reference: str, inputs: list[TensorSpec], outputs: tuple[str, ...] = ()
 ) -> Template:
     """Build a template in this process and upload it. Raises Failed, TemplateError, RegistryError."""
+    return upload_template(client, name, build(reference, inputs, outputs))
+
+
+def build(
+    reference: str,
+    inputs: list[TensorSpec],
+    outputs: tuple[str, ...],
+    *,
+    positional: bool = False,
+    unread: tuple[str, ...] = (),
+) -> engines_template.Template:
+    """Build a template in this process. Raises Failed, TemplateError."""
     with needs("engine"):
         from weighbridge.engines import template
 
-    return upload_template(client, name, template.build(_make(reference), inputs, outputs))
+    return template.build(_make(reference), inputs, outputs, positional=positional, unread=unread)
 
 
 def upload_template(client: Client, name: str, built: engines_template.Template) -> Template:
@@ -93,6 +124,12 @@ def upload_template(client: Client, name: str, built: engines_template.Template)
             inputs=[spec.model_dump(mode="json") for spec in built.inputs],
             outputs=[spec.model_dump(mode="json") for spec in built.outputs],
         )
+
+
+def _contract(built: engines_template.Template) -> list[str]:
+    from weighbridge.engines import tensors
+
+    return [*tensors.told(built.inputs), *built.notes]
 
 
 def parse_input(text: str) -> TensorSpec:

@@ -53,28 +53,18 @@ def watch(module: nn.Module, inputs: Sequence[TensorSpec], batches: Iterable[Arr
     Works on modules and on exported graphs alike. A fused kernel that takes the weights itself hides them.
     """
     seen = Seen()
-    dtype = half(module)
     mode = _Watch(names_by_storage(module), seen)
     with torch.inference_mode():
         for arrays in batches:
-            tensors = positional(inputs, arrays, device, dtype)
+            tensors = positional(inputs, arrays, device)
             with mode:
                 module(*tensors)
     return seen
 
 
-def half(module: nn.Module) -> torch.dtype | None:
-    """The 16-bit dtype that all floating weights have, which inputs are then cast to, as engines.torch_engine does."""
-    dtypes = {value.dtype for value in module.state_dict().values() if value.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16} else None
-
-
-def positional(
-    inputs: Sequence[TensorSpec], arrays: Arrays, device: str, dtype: torch.dtype | None = None
-) -> list[torch.Tensor]:
-    """The arrays as the program takes them: in order, on its device; floating ones in `dtype` where it is given."""
-    tensors = [datatypes.array_to_tensor(np.ascontiguousarray(arrays[spec.name])) for spec in inputs]
-    return [value.to(device, dtype if value.is_floating_point() and dtype else value.dtype) for value in tensors]
+def positional(inputs: Sequence[TensorSpec], arrays: Arrays, device: str) -> list[torch.Tensor]:
+    """The arrays as the program takes them: in order, on its device."""
+    return [datatypes.array_to_tensor(np.ascontiguousarray(arrays[spec.name])).to(device) for spec in inputs]
 
 
 def names_by_storage(module: nn.Module) -> dict[tuple[int, torch.Size], list[str]]:

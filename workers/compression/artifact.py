@@ -38,6 +38,7 @@ def draft(variant: str, original: Original, built: Built) -> tuple[Manifest, dic
             "golden": _NO_GOLDEN,
             "engine": built.engine,
             "encoding": built.encoding,
+            "ties": {} if program.kind == "onnx" else original.manifest.ties,
         }
     )
     return manifest, local

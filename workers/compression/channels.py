@@ -92,7 +92,8 @@ def _export(order: Order, module: nn.Module) -> template.Template:
     manifest = order.original.manifest
     rows = next(order.data.batches(_EXAMPLE_ROWS, _EXAMPLE_ROWS))
     example = {spec.name: rows[spec.name] for spec in manifest.inputs}
-    return template.build(module, manifest.inputs, [spec.name for spec in manifest.outputs], example)
+    names = [spec.name for spec in manifest.outputs]
+    return template.build(module, manifest.inputs, names, example, positional=True, unread=["*"])
 
 
 def _cuts(pairs: list[Pair], reasons: dict[str, str], state: State, sparsity: float, seen: Seen | None) -> _Cuts:

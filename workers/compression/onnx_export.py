@@ -23,10 +23,10 @@ from onnx import numpy_helper
 from torch import nn
 from torch.export import Dim
 
-from weighbridge.engines import datatypes, golden
-from weighbridge.engines.manifest import TensorSpec
+from weighbridge.engines import datatypes, golden, tensors
+from weighbridge.engines.manifest import Manifest, TensorSpec
+from weighbridge.engines.program import flat
 from weighbridge.engines.protocols import Array, Arrays
-from weighbridge.engines.template import flat
 from weighbridge.workers.compression import reference
 from weighbridge.workers.compression.types import BuildFailed, NotApplicable, Original
 
@@ -35,6 +35,7 @@ PROTOBUF_BYTES = 2**31 - 1
 OPSET = 20
 TOLERANCE = 1e-4
 """Of float32 between onnxruntime and torch, relative to the largest output."""
+_LONG = 29
 _HALF = ("FP16", "BF16")
 _OWN = "weighbridge."
 """Before names that no program has."""
@@ -51,8 +52,8 @@ class Exported:
     model: onnx.ModelProto
     initializers: dict[str, tuple[str, ...]]
     folded: frozenset[str]
-    inputs: dict[str, Array]
-    expected: dict[str, Array]
+    trials: tuple[tuple[Arrays, Arrays], ...]
+    """Inputs and torch's answers: the golden's, and others at the ends of the lengths that the contract allows."""
 
 
 def export(original: Original) -> Exported:
@@ -69,11 +70,23 @@ def export(original: Original) -> Exported:
     inputs, _ = golden.read(original.cache(manifest.golden.digest).read_bytes())
     example = tuple(datatypes.array_to_tensor(inputs[spec.name]) for spec in manifest.inputs)
     model = _to_onnx(module, example, manifest.inputs, manifest.outputs)
-    with torch.inference_mode():
-        results = flat(module(*example))
-    expected = {s.name: datatypes.tensor_to_array(one) for s, one in zip(manifest.outputs, results, strict=True)}
     state = {name.removeprefix("_program."): value for name, value in module.state_dict().items()}
-    return Exported(model, *_named(model, state), inputs, expected)
+    trials = tuple((one, _answers(module, one, manifest)) for one in (inputs, *_others(manifest.inputs)))
+    return Exported(model, *_named(model, state), trials)
+
+
+def _others(specs: Sequence[TensorSpec]) -> Iterator[Arrays]:
+    """Short and long inputs, where lengths are free and known: the export saw the golden's alone."""
+    for size, wanted in ((1, 1), (2, _LONG)):
+        if wished := tensors.lengths(specs, wanted):
+            yield tensors.synthetic(specs, size=size, seed=wanted, wished=wished)
+
+
+def _answers(module: nn.Module, inputs: Arrays, manifest: Manifest) -> Arrays:
+    given = (datatypes.array_to_tensor(np.ascontiguousarray(inputs[spec.name])) for spec in manifest.inputs)
+    with torch.inference_mode():
+        results = flat(module(*given))
+    return {spec.name: datatypes.tensor_to_array(one) for spec, one in zip(manifest.outputs, results, strict=True)}
 
 
 def compare(seen: Arrays, expected: Arrays) -> None:
@@ -103,12 +116,15 @@ class _InFloat32(nn.Module):
 
 
 def _float32(module: nn.Module, specs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> nn.Module:
-    """Half precision is a saving of storage; onnxruntime's CPU kernels are of float32."""
-    halves = any(value.dtype in (torch.float16, torch.bfloat16) for value in module.state_dict().values())
-    program = module.float() if halves else module
-    for part in program.modules():
+    """A program in half precision runs in float32, whose kernels onnxruntime has on a CPU; finer dtypes stay."""
+    for part in module.modules():
         part.training = False  # an exported module refuses eval(); it has no training behaviour left
-    return _InFloat32(program, outputs) if any(spec.datatype in _HALF for spec in specs) else program
+        part._apply(_widened, recurse=False)  # type: ignore[no-untyped-call]
+    return _InFloat32(module, outputs) if any(spec.datatype in _HALF for spec in specs) else module
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _must_fit(module: nn.Module) -> None:

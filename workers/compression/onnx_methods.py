@@ -91,7 +91,8 @@ def build(order: Order) -> Built:
     _require(order)
     exported = onnx_export.export(order.original)
     order.progress(0.4)
-    onnx_export.compare(_run(order, exported), exported.expected)
+    for seen, (_, expected) in zip(_run(order, exported), exported.trials, strict=True):
+        onnx_export.compare(seen, expected)
     order.progress(0.5)
     if form.plainly:
         onnx_weights.multiply_plainly(exported.model)
@@ -129,8 +130,8 @@ def _require(order: Order) -> None:
         raise NotApplicable(f"{method}: a group of {group}: onnxruntime takes powers of two from 16")
 
 
-def _run(order: Order, exported: Exported) -> dict[str, Array]:
-    """The answers of the engine that hosts have."""
+def _run(order: Order, exported: Exported) -> list[dict[str, Array]]:
+    """The answers of the engine that hosts have, to each trial."""
     path = order.folder / "exported.onnx"
     digest = _write(exported.model, path)
     manifest = order.original.manifest.model_copy(
@@ -144,7 +145,7 @@ def _run(order: Order, exported: Exported) -> dict[str, Array]:
     )
     try:
         session = OnnxEngine(threads=order.original.threads).load(manifest, lambda _: path)
-        return session.infer(exported.inputs)
+        return [session.infer(inputs) for inputs, _ in exported.trials]
     except EngineError as exc:
         raise BuildFailed(f"the exported program does not run: {exc}") from exc
     finally:

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weighbridge.engines import datatypes
+from weighbridge.engines.program import open_template
 from weighbridge.engines.protocols import Arrays
-from weighbridge.engines.template import open_template
 from weighbridge.workers.compression import qat, recovery, reference, training
 from weighbridge.workers.compression.recovery import RankJob
 from weighbridge.workers.compression.types import Original

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from weighbridge.engines.manifest import TensorSpec
+from weighbridge.engines.program import flat
 from weighbridge.engines.protocols import Array, Arrays
-from weighbridge.engines.template import flat
 from weighbridge.registry.recipe import Recovery, Task
-from weighbridge.workers.compression.activations import half, names_by_storage, positional
+from weighbridge.workers.compression.activations import names_by_storage, positional
 from weighbridge.workers.compression.types import BuildFailed, Data, Original, Progress
 from weighbridge.workers.evaluation import reading
 
@@ -152,7 +152,7 @@ def _mask(trained: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]
 
 def _loss(forward: nn.Module, teacher: nn.Module, lesson: Lesson, arrays: Arrays) -> torch.Tensor:
     """(1 − distill) · the task's loss + distill · the mean distance to the original's outputs."""
-    inputs = positional(lesson.inputs, arrays, lesson.device, half(teacher))
+    inputs = positional(lesson.inputs, arrays, lesson.device)
     outputs = flat(forward(*inputs))
     with torch.no_grad():
         taught = flat(teacher(*inputs))
