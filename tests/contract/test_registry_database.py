@@ -177,7 +177,7 @@ def test_writers_wait_for_each_other(database: Database, open_again: Callable[[]
 def test_check_names_an_old_schema(tmp_path: Path) -> None:
     """A database without this release's schema is refused with what to do."""
     database = Database(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(Unavailable, match="revision none, this release needs 0002"):
+    with pytest.raises(Unavailable, match="revision none, this release needs 0007"):
         database.check()
     database.close()
 
