@@ -14,7 +14,9 @@
 | no answer in time, and the one before it did not end either | 504 | nobody |
 
 `client` and `nobody` say nothing about a version and are not counted as its requests. `version` is judged by itself.
-`refused` and `input` may lie in what was asked: they are compared with hosts that serve the old version.
+`refused` and `input` may lie in what was asked. Where the version that served before is still loaded, it is asked the
+same: if it fails too, the fault is the client's; if it answers, the version's. What is not asked again is counted as it
+is, and compared with hosts that serve the old version (workers.judge).
 """
 
 from __future__ import annotations

@@ -65,15 +65,19 @@ class Costs:
         return (count, -(-elements // count)) if count else (1, elements)
 
     def at_once(self, elements: int) -> int:
-        """Units that make one block: within the budget and within BLOCK_SECONDS. Raises TooCostly for not even one."""
-        each = self._bytes(elements)
-        if not each or not self.budget:
-            fitting = float(_MOST_ROWS) if self.rows else 1.0
-        elif (fitting := self.budget / each) < 1:
+        """Units that make one block: within the budget and within BLOCK_SECONDS. Raises TooCostly for not even one.
+
+        Only the curve refuses. What was learned came with one request's values, and must not shut others out.
+        """
+        price = SAFETY * self.curve.bytes(elements)
+        if self.budget and price > self.budget:
+            unit = "a row" if self.rows else "an input"
             raise TooCostly(
-                f"{'a row' if self.rows else 'an input'} of {elements} elements takes about {each / 1e6:,.0f} MB, this "
+                f"{unit} of {elements} elements takes about {price / 1e6:,.0f} MB, this "
                 f"host gives a request {self.budget / 1e6:,.0f} MB: at most {self._fitting(elements)} elements fit"
             )
+        each = max(price, SAFETY * self._learned.get(elements, 0.0))
+        fitting = self.budget / each if each and self.budget else float(_MOST_ROWS)
         if self.curve.seconds:
             fitting = min(fitting, BLOCK_SECONDS / (self.curve.seconds * elements))
         return 1 << max(0, int(fitting).bit_length() - 1)
@@ -84,7 +88,7 @@ class Costs:
         `given`: bytes of the decoded inputs; `json`: whether the outputs are written as JSON.
         """
         answer = self.curve.answer * elements * (1 + _JSON_BYTES / 4 if json else 1)
-        block = min(units, self.at_once(elements)) * self._bytes(elements)
+        block = min(units, self.at_once(elements)) * SAFETY * self.curve.bytes(elements)
         need = given + units * answer + block
         if self.budget and need > self.budget:
             fit = max(0, int((self.budget - block) / (given / units + answer)))
@@ -101,23 +105,20 @@ class Costs:
             self._learned[elements] = max(each, self._learned.get(elements, 0.0))
 
     def outgrew(self, units: int, elements: int) -> None:
-        """So many units at once did not fit: from now on half of them may be tried."""
-        self._learned[elements] = max(self._bytes(elements) / SAFETY, self.budget / max(units / 2, 0.5) / SAFETY)
+        """So many units at once did not fit: half of them may be tried."""
+        if self.budget and units > 1:
+            self._learned[elements] = max(2 * self.budget / units / SAFETY, self._learned.get(elements, 0.0))
 
     def telling(self, units: int, elements: int) -> bool:
         """Whether so many units are enough to learn from."""
-        return units * self._bytes(elements) >= _TELLING
-
-    def _bytes(self, elements: int) -> float:
-        return SAFETY * max(self.curve.bytes(elements), self._learned.get(elements, 0.0))
+        return units * self.curve.bytes(elements) >= _TELLING
 
     def _fitting(self, elements: int) -> int:
-        """The most elements of one unit within the budget; what was learned of larger ones scales the curve."""
-        scale = self._bytes(elements) / max(SAFETY * self.curve.bytes(elements), 1.0)
+        """The most elements of one unit within the budget."""
         low, high = 0, elements
         while low < high:
             middle = (low + high + 1) // 2
-            fits = SAFETY * scale * self.curve.bytes(middle) <= self.budget
+            fits = SAFETY * self.curve.bytes(middle) <= self.budget
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 

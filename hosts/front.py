@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -38,6 +39,8 @@ from weighbridge.hosts.http_protocol import BEGAN, timely
 from weighbridge.hosts.router import Slot, Slots, State
 from weighbridge.hosts.settings import HostSettings
 
+log = logging.getLogger(__name__)
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
@@ -49,6 +52,9 @@ _CLOSE = (b"connection", b"close")
 _RETRY = (b"retry-after", b"1")
 """With every 503: what is missing is being brought up, or a queue that moves."""
 _READING = ("GET", "HEAD")
+_ASKED_AGAIN = frozenset({Blame.REFUSED, Blame.INPUT})
+_LARGEST_ASKED = 1 << 20
+"""Bytes of a body that the version before is asked about."""
 _DIGITS = 19
 """No number of bytes has more; a longer one is no number that anybody meant."""
 
@@ -87,6 +93,7 @@ class Front:
         self._slots, self._settings = slots, settings
         self._held = 0
         """Bytes of bodies that are here: still arriving, waiting for a child, or being computed."""
+        self._opinion: asyncio.Task[None] | None = None
 
     @property
     def request_seconds(self) -> float:
@@ -208,7 +215,7 @@ class Front:
 
     async def _infer(self, target: Target, body: Body, began: float) -> tuple[int, Headers, bytes]:
         slot = self._slots.find(target.model, target.version)
-        fault = Blame.NOBODY
+        fault, answered = Blame.NOBODY, False
         try:
             slot = await self._standing(slot, target, began)
             try:
@@ -219,13 +226,36 @@ class Front:
                 await asyncio.sleep(0)  # the slot hears of the death in the loop's next turn
                 slot = await self._standing(self._slots.find(target.model, target.version), target, began)
                 frame = await self._ask(slot, body, began)
-            fault = Blame(frame.meta.get("blame", Blame.NONE))
+            fault, answered = Blame(frame.meta.get("blame", Blame.NONE)), True
         except HostError as exc:
             fault = blame.of(exc)
             raise
         finally:
-            slot.statistics.record(fault, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            if fault in _ASKED_AGAIN and answered:
+                self._ask_again(slot, body, fault, seconds)
+            else:
+                slot.statistics.record(fault, seconds)
         return frame.meta["status"], _answer_headers(slot, frame), bytes(frame.body)
+
+    def _ask_again(self, slot: Slot, body: Body, fault: Blame, seconds: float) -> None:
+        """Have the version before tell whose fault it was, one request at a time; without one, record what is known."""
+        elder = self._slots.elder(slot)
+        if elder is None or self._opinion is not None or len(body.data) > _LARGEST_ASKED:
+            slot.statistics.record(fault, seconds)
+        else:
+            self._opinion = asyncio.create_task(self._second_opinion(slot, elder, body, fault, seconds))
+
+    async def _second_opinion(self, slot: Slot, elder: Slot, body: Body, fault: Blame, seconds: float) -> None:
+        """What fails on the version before too lies in the request; what that one answers, this version should have."""
+        try:
+            frame = await self._ask(elder, body, time.monotonic())
+            fault = Blame.VERSION if frame.meta["status"] == 200 else Blame.CLIENT
+        except HostError as exc:
+            log.debug("no second opinion of version %s: %s", elder.spec.version, exc)
+        finally:
+            self._opinion = None
+            slot.statistics.record(fault, seconds)
 
     async def _standing(self, slot: Slot, target: Target, began: float) -> Slot:
         """The slot, or what answers once its child, which died, is brought up again."""

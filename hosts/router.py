@@ -159,6 +159,12 @@ class Slots:
             raise VersionNotLoaded(f"model {model!r} version {version!r} is not on this host (held: {held})")
         return slot
 
+    def elder(self, slot: Slot) -> Slot | None:
+        """What served the model before `slot` and could still answer; None where nothing did or it is gone."""
+        held = self.of(slot.spec.model)
+        older = held[: held.index(slot)] if slot in held else ()
+        return next((one for one in reversed(older) if one.state is State.READY), None)
+
     def of(self, model: str) -> tuple[Slot, ...]:
         """Every slot of a model, in the order in which they were added."""
         return self._routes.get(model, Route()).slots

@@ -246,9 +246,9 @@ class Runner:
             try:
                 block = self._whole(session, tensors.rows(inputs, at, at + count, session.inputs), count, elements)
             except Exception as exc:
-                if not meter.is_shortage(exc):
+                if not meter.is_shortage(exc) or count == 1:
                     raise
-                yield  # at_once answers less now, or refuses
+                yield  # at_once answers less now
                 continue
             if any(array.shape[:1] != (count,) for array in block.values()):
                 raise ValueError(f"the program gave other than {count} rows: it cannot be computed in blocks")

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from fixtures.serving import FAKE, Host, engine_children, fake_spec, serving_host
 
-from weighbridge.hosts.children import Child
 from weighbridge.hosts.blame import Blame
+from weighbridge.hosts.children import Child
 from weighbridge.hosts.errors import LoadFailed, ModelNotFound, NotReady
 from weighbridge.hosts.router import Slot, State
 from weighbridge.hosts.settings import HostSettings
