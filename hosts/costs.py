@@ -9,7 +9,8 @@ same way each time on one child. What does not belong here: sockets, frames, and
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +58,13 @@ class Costs:
     curve: Curve = field(default_factory=Curve)
     _learned: dict[int, float] = field(default_factory=dict)
     """Bytes of a unit by its elements, where it took more than the curve says."""
+
+    def __post_init__(self) -> None:
+        self._small = self._most_small()
+
+    def small(self, inputs: Inputs) -> bool:
+        """Whether a request is one cheap block whatever its shape: most are, and need no more arithmetic than this."""
+        return sum([array.size for array in inputs.values()]) <= self._small
 
     def units(self, inputs: Inputs) -> tuple[int, int]:
         """(units, elements of one). What breaks the contract is one unit: the engine says what is wrong with it."""
@@ -115,12 +123,21 @@ class Costs:
 
     def _fitting(self, elements: int) -> int:
         """The most elements of one unit within the budget."""
-        low, high = 0, elements
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = SAFETY * self.curve.bytes(middle) <= self.budget
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+        return _most(lambda some: SAFETY * self.curve.bytes(some) <= self.budget, elements)
+
+    def _most_small(self) -> int:
+        """Elements of one unit, the dearest way to have so many, that are too cheap to learn from."""
+
+        def cheap(some: int) -> bool:
+            price = SAFETY * self.curve.bytes(some)
+            return price <= min(_TELLING, self.budget) and some * self.curve.seconds <= BLOCK_SECONDS
+
+        return _most(cheap, _MOST_ELEMENTS) if self.budget else 0
+
+
+def _most(holds: Callable[[int], bool], highest: int) -> int:
+    """The largest number up to `highest` that it holds for, by halving; it holds for all below."""
+    return bisect_left(range(1, highest + 1), True, key=lambda some: not holds(some))
 
 
 def measure(session: Session, inputs: Inputs, budget: int, meter: Meter, *, seconds: float = 0.5) -> Costs:

@@ -209,6 +209,8 @@ class Runner:
 
     def _predicted(self, request: codec.InferRequest) -> Steps[codec.Encoded]:
         session = self._loaded()
+        if self._costs.small(request.inputs):
+            return (yield from self._encoded(request, session.infer(request.inputs)))
         units, elements = self._costs.units(request.inputs)
         if units <= self._costs.at_once(elements):
             return (yield from self._encoded(request, self._whole(session, request.inputs, units, elements)))
