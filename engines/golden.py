@@ -11,7 +11,7 @@ import numpy as np
 
 from weighbridge.engines import tensor_file, tensors
 from weighbridge.engines.errors import GoldenMismatch, InvalidInput
-from weighbridge.engines.protocols import Array, Session
+from weighbridge.engines.protocols import Array, Arrays, Session
 from weighbridge.engines.spread import Tolerance, Wanted
 
 __all__ = ["TOLERANCES", "Tolerance", "check", "compare", "make_reference", "read", "tolerance", "variant_tolerance"]
@@ -87,17 +87,42 @@ def check(session: Session, golden: bytes, rtol: float, atol: float, spread: flo
 
     Raises GoldenMismatch naming the output, InvalidInput when the file does not fit the session.
     """
+    inputs, wanted = _wanted(session, golden, Tolerance(rtol, atol, spread))
+    must_match(session.infer(inputs), wanted)
+    if _rows(session, inputs) > 1:
+        one, first = _first(session, inputs, wanted)
+        must_match(session.infer(one), first)
+
+
+def first_row(
+    session: Session, golden: bytes, rtol: float, atol: float, spread: float = 0.0
+) -> tuple[Arrays, dict[str, Wanted]]:
+    """The golden's first row by itself (all of it where axis 0 is no batch), and what `must_match` wants for it.
+
+    Raises InvalidInput when the file does not fit the session.
+    """
+    inputs, wanted = _wanted(session, golden, Tolerance(rtol, atol, spread))
+    return _first(session, inputs, wanted) if _rows(session, inputs) > 1 else (inputs, wanted)
+
+
+def _wanted(session: Session, golden: bytes, tolerance: Tolerance) -> tuple[Arrays, dict[str, Wanted]]:
     inputs, expected = read(golden)
     unknown = expected.keys() - {spec.name for spec in session.outputs}
     if unknown:
         raise InvalidInput(f"golden: the program has no output {min(unknown)}")
-    wanted = {name: Wanted.of(value, Tolerance(rtol, atol, spread)) for name, value in expected.items()}
-    _compare(session.infer(inputs), wanted)
-    batched = [spec for spec in session.inputs if spec.shape and spec.shape[0] == -1]
-    if batched and inputs[batched[0].name].shape[0] > 1:
-        alone = {spec.name for spec in session.outputs if spec.shape and spec.shape[0] == -1}
-        first = {name: one.row(0) if name in alone else one for name, one in wanted.items()}
-        _compare(session.infer(tensors.rows(inputs, 0, 1, session.inputs)), first)
+    return inputs, {name: Wanted.of(value, tolerance) for name, value in expected.items()}
+
+
+def _rows(session: Session, inputs: Arrays) -> int:
+    """How many rows the inputs are; 1 where axis 0 is no batch."""
+    batched = [spec.name for spec in session.inputs if spec.shape and spec.shape[0] == -1]
+    return inputs[batched[0]].shape[0] if batched else 1
+
+
+def _first(session: Session, inputs: Arrays, wanted: Mapping[str, Wanted]) -> tuple[Arrays, dict[str, Wanted]]:
+    alone = {spec.name for spec in session.outputs if spec.shape and spec.shape[0] == -1}
+    first = {name: one.row(0) if name in alone else one for name, one in wanted.items()}
+    return tensors.rows(inputs, 0, 1, session.inputs), first
 
 
 def compare(
@@ -109,10 +134,11 @@ def compare(
     in all but that share of the elements.
     """
     tolerance = Tolerance(rtol, atol, spread)
-    _compare(seen, {name: Wanted.of(value, tolerance) for name, value in expected.items()})
+    must_match(seen, {name: Wanted.of(value, tolerance) for name, value in expected.items()})
 
 
-def _compare(seen: Mapping[str, Array], wanted: Mapping[str, Wanted]) -> None:
+def must_match(seen: Mapping[str, Array], wanted: Mapping[str, Wanted]) -> None:
+    """Raise GoldenMismatch naming the output that is not there, or not what is wanted."""
     for name, want in wanted.items():
         if name not in seen:
             raise GoldenMismatch(f"there is no output {name}", worst=float("inf"))

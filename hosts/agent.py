@@ -74,13 +74,13 @@ class Agent:
         self._evicting = asyncio.Lock()
         self._pulls = 0
         self._kept: set[str] | None = None
-        slots.expected = None  # not ready before it is known what to serve
+        slots.expected, slots.certain = None, False  # not ready before it is known what to serve
 
     async def run(self) -> None:
         """Serve until cancelled. Raises Fenced, and Refused when the registry does not let this host in."""
         self._swapper.prepare()
         if self._member.known and (last := self._folder.desired()) is not None:
-            self._apply(last)
+            self._apply(last, certain=False)
         try:
             await self._member.enrol()
             async with asyncio.TaskGroup() as tasks:
@@ -99,7 +99,7 @@ class Agent:
             desired = await self._member.call(partial(self._ask, revision))
             if desired.revision != revision:
                 revision = desired.revision
-                self._apply(desired)
+                self._apply(desired, certain=True)
                 await self._remember(desired)
 
     def _ask(self, revision: int, client: Client) -> Desired:
@@ -111,13 +111,13 @@ class Agent:
         except OSError as exc:
             log.warning("cannot keep what this host should serve for its next start: %s", exc)
 
-    def _apply(self, desired: Desired) -> None:
-        self._slots.expected = frozenset(model.model for model in desired.models if model.slots)
+    def _apply(self, desired: Desired, *, certain: bool) -> None:
+        self._slots.assign(frozenset(model.model for model in desired.models if model.slots), certain=certain)
         wanted = {model.model: model for model in desired.models}
         for model in self._holdings.keys() | wanted.keys():
             if model not in self._holdings:
                 self._holdings[model] = Holding(
-                    model, self._swapper, str(self._folder.blobs), self._pull, self._news.set
+                    model, self._swapper, str(self._folder.blobs), self._pull, self._on_holding
                 )
             self._holdings[model].want(wanted.get(model, DesiredModel(model=model, generation=0, slots=[])))
         self._news.set()
@@ -188,4 +188,10 @@ class Agent:
         return wanted.union(manifests, *(manifest.blobs() for manifest in manifests.values()))
 
     def _on_slot(self, slot: Slot) -> None:
+        self._news.set()
+
+    def _on_holding(self) -> None:
+        for model, holding in self._holdings.items():
+            if holding.failed:
+                self._slots.give_up(model)
         self._news.set()

@@ -7,7 +7,7 @@ for bit it is not the same, so `HostSettings.batch` is 1 unless the operator cho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -26,7 +26,7 @@ def groups(asked: Sequence[Inputs], rows: int) -> Iterator[list[int]]:
     """Indices that can be computed together: same names, datatypes and row shapes, at most `rows` rows in sum."""
     open_groups: dict[object, tuple[list[int], int]] = {}
     for index, inputs in enumerate(asked):
-        count = _rows(inputs)
+        count = row_count(inputs)
         signature = tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items()))
         members, held = open_groups.get(signature, ([], 0))
         if not count or held + count > rows:  # what breaks the contract is told so by itself
@@ -40,14 +40,14 @@ def groups(asked: Sequence[Inputs], rows: int) -> Iterator[list[int]]:
 def infer(session: Session, asked: Sequence[Inputs]) -> list[dict[str, Array]]:
     """The outputs of each, from one call. Raises what the session raises, and ValueError when rows got lost."""
     joined = {name: np.concatenate([inputs[name] for inputs in asked]) for name in asked[0]}
-    bounds = list(accumulate((_rows(inputs) for inputs in asked), initial=0))
+    bounds = list(accumulate((row_count(inputs) for inputs in asked), initial=0))
     outputs = session.infer(joined)
     if any(array.shape[:1] != (bounds[-1],) for array in outputs.values()):
         raise ValueError(f"the program gave other than {bounds[-1]} rows: it cannot be batched")
     return [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise(bounds)]
 
 
-def _rows(inputs: Inputs) -> int:
+def row_count(inputs: Mapping[str, Array]) -> int:
     """The rows that all inputs have; 0 where they differ or one has none."""
     counts = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
     return counts.pop() if len(counts) == 1 else 0

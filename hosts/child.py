@@ -15,15 +15,21 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from weighbridge.hosts.background import Background, yield_processor
+
+_FIRST_TO_GO = "500"
+"""Where memory ends all the same, the kernel is to take an engine child: it comes back, and its host stays."""
 
 
 def serve(fd: int, load: Callable[..., Any], host: int, *, body_limit: int, batch: int) -> NoReturn:
     """Be a child: answer on the socket `fd` until it is closed, or the host of the pidfd `host` is gone."""
     from weighbridge.hosts.runner import Runner
 
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     background = Background()
     runner = Runner(load, background, body_limit=body_limit, batch=batch)
 

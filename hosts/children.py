@@ -13,11 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from weighbridge.engines.errors import GoldenMismatch
 from weighbridge.hosts import frames
-from weighbridge.hosts.errors import ChildDied, DeadlineExceeded, GoldenFailed, LoadFailed
+from weighbridge.hosts.errors import (
+    Blocked,
+    ChildDied,
+    Crashed,
+    DeadlineExceeded,
+    GoldenFailed,
+    HostError,
+    Hung,
+    LoadFailed,
+)
 from weighbridge.hosts.frames import Frame, Kind
 from weighbridge.hosts.nursery import PID_BYTES
 from weighbridge.hosts.settings import HostSettings
@@ -38,27 +47,39 @@ class ChildProgram:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+class Asked(NamedTuple):
+    """One question on its way: when it was sent (monotonic clock), and the future of its answer."""
+
+    sent: float
+    future: asyncio.Future[Frame]
+
+
 class _Link(asyncio.Protocol):
     """The parent's end of the socket pair: matches answers to the futures that wait for them."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, asyncio.Future[Frame]] = {}
-        self.last_answer = 0.0
+        self.waiting: dict[int, Asked] = {}
+        """What was sent and has no answer yet, oldest first."""
+        self.last_sign = 0.0
+        self.cause: HostError | None = None
+        """What the oldest question is told when the child ends, where that is known beforehand."""
         self.lost = asyncio.get_running_loop().create_future()
         self._parser = frames.Parser()
 
     def data_received(self, data: bytes) -> None:
         for frame in self._parser.feed(data):
-            future = self.waiting.pop(frame.id, None)
-            if future is not None and not future.done():
-                future.set_result(frame)
-        self.last_answer = time.monotonic()
+            asked = self.waiting.pop(frame.id, None) if frame.kind != Kind.PROGRESS else None
+            if asked is not None and not asked.future.done():
+                asked.future.set_result(frame)
+        self.last_sign = time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
         waiting, self.waiting = self.waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(ChildDied("the engine child ended while it held this request"))
+        error: HostError = self.cause or Crashed("the engine child ended while it computed this request")  # most likely
+        for asked in waiting.values():
+            if not asked.future.done():
+                asked.future.set_exception(error)
+            error = ChildDied("the engine child ended for another request; this one may be sent again")
         self.lost.set_result(None)
 
 
@@ -107,24 +128,37 @@ class Child:
         """Questions that have no answer yet."""
         return len(self._link.waiting)
 
-    def silent_for(self, now: float, since: float) -> float:
-        """Seconds without an answer, counted from `since` or the last one (monotonic clock)."""
-        return now - max(since, self._link.last_answer)
+    def silent_for(self, now: float) -> float:
+        """Seconds that it has had a question without a sign of life (monotonic clock); 0 while it has none."""
+        oldest = next(iter(self._link.waiting.values()), None)
+        return 0.0 if oldest is None else now - max(oldest.sent, self._link.last_sign)
 
-    def send(self, kind: Kind, meta: dict[str, Any], body: bytes = b"", padding: int = 0) -> asyncio.Future[Frame]:
-        """Put one question on the wire; its future ends with the answer or with ChildDied."""
+    def held_up(self, asked: Asked) -> DeadlineExceeded:
+        """Why there is no answer to `asked` in time: is the child slow, hung on it, or hung on the one before?"""
+        if self._link.last_sign > asked.sent:
+            return DeadlineExceeded("no answer before the deadline")
+        if next(iter(self._link.waiting.values()), None) is asked:
+            return Hung("no answer, and no sign of life, before the deadline")
+        return Blocked("no answer before the deadline: the request before it did not end")
+
+    def send(self, kind: Kind, meta: dict[str, Any], body: bytes = b"", padding: int = 0) -> Asked:
+        """Put one question on the wire; its future ends with the answer or with ChildDied.
+
+        It waits from the moment that it is sent: what cannot be framed raises, and leaves nothing behind.
+        """
         if not self.alive:
             raise ChildDied("the engine child is gone; the version is being brought up again")
         self._next_id = id = (self._next_id + 1) & 0xFFFFFFFF
-        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        self._link.waiting[id] = future
-        self._transport.writelines((frames.head(kind, id, meta, len(body), padding), body))
-        return future
+        head = frames.head(kind, id, meta, len(body), padding)
+        asked = Asked(time.monotonic(), asyncio.get_running_loop().create_future())
+        self._transport.writelines((head, body))
+        self._link.waiting[id] = asked
+        return asked
 
     async def ask(self, kind: Kind, meta: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """One question and its answer's meta. Raises LoadFailed, ChildDied, DeadlineExceeded."""
         try:
-            frame = await asyncio.wait_for(self.send(kind, meta), timeout)
+            frame = await asyncio.wait_for(self.send(kind, meta).future, timeout)
         except TimeoutError as exc:
             raise DeadlineExceeded(f"the engine child gave no answer within {timeout:g} s") from exc
         if frame.kind == Kind.FAILED:
@@ -147,6 +181,11 @@ class Child:
     def kill(self) -> None:
         """End the child now. It counts as a death unless `end` was called before."""
         self._process.kill()
+
+    def replace(self, silent: float) -> None:
+        """End a child that hangs: what it held first is the reason, and is told so."""
+        self._link.cause = Hung(f"the engine child gave no sign of life for {silent:.1f} s and was ended")
+        self.kill()
 
     def _on_lost(self, _: object) -> None:
         if not self._ending and self.died is not None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import orjson
 
 from weighbridge.engines import datatypes
 from weighbridge.engines.protocols import Array
-from weighbridge.hosts import tensor_data
-from weighbridge.hosts.errors import BadRequest, TooLarge, UnsupportedEncoding
+from weighbridge.hosts import large_json, tensor_data
+from weighbridge.hosts.errors import BadRequest, OutsideContract, TooLarge, UnsupportedEncoding
+
+T = TypeVar("T")
+Plain = bytes | bytearray | memoryview
 
 MAX_RANK = 32
+_WINDOWS = {"gzip": zlib.MAX_WBITS | 32, "x-gzip": zlib.MAX_WBITS | 32, "deflate": zlib.MAX_WBITS | 32}
+"""zlib's window bits of the codings that are undone; 32: gzip or zlib by its own header."""
+_MOST_CODINGS, _MOST_MEMBERS = 2, 1024
+_BEYOND = 1 << 63
+"""No size or number of bytes is as large."""
+_PIECE = 1 << 18
+_NUMBERS = 1 << 15
+"""Numbers of an answer that are written at once."""
 
 
 @dataclass(slots=True)
@@ -35,32 +47,98 @@ class Encoded:
     header_length: int | None = None
 
 
-def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes | memoryview:
-    """The body without its Content-Encoding. Raises UnsupportedEncoding, BadRequest, TooLarge (over `limit` bytes)."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise UnsupportedEncoding(f"Content-Encoding {encoding!r}: identity, gzip and deflate are understood")
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib by its own header
-    try:
-        plain = stream.decompress(body, limit + 1)
-    except zlib.error as exc:
-        raise BadRequest(f"the body is no {encoding}: {exc}") from exc
-    if len(plain) > limit:
-        raise TooLarge(f"the body decompresses to more than {limit} bytes")
-    if not stream.eof or stream.unused_data:
-        raise BadRequest(f"the {encoding} body is cut short or followed by other bytes")
+def inflating(body: bytes | memoryview, encoding: str, limit: int) -> Generator[None, None, Plain]:
+    """The body without its Content-Encoding, piece by piece: it yields between them.
+
+    Raises UnsupportedEncoding, BadRequest, TooLarge (over `limit` bytes).
+    """
+    codings = [coding for word in encoding.split(",") if (coding := word.strip()) not in ("", "identity")]
+    if unknown := [coding for coding in codings if coding not in _WINDOWS]:
+        raise UnsupportedEncoding(f"Content-Encoding {unknown[0]!r}: identity, gzip and deflate are understood")
+    if len(codings) > _MOST_CODINGS:
+        raise UnsupportedEncoding(f"Content-Encoding names {len(codings)} codings, at most {_MOST_CODINGS} are undone")
+    plain: Plain = body
+    for coding in reversed(codings):
+        plain = yield from _inflated(memoryview(plain), coding, limit)
     return plain
 
 
+def decompress(body: bytes | memoryview, encoding: str, limit: int) -> Plain:
+    """`inflating` in one go."""
+    return finished(inflating(body, encoding, limit))
+
+
+def finished(pieces: Generator[None, None, T]) -> T:
+    """The result of work that yields between its pieces."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return cast("T", end.value)
+
+
+def _inflated(body: memoryview, coding: str, limit: int) -> Generator[None, None, bytearray]:
+    plain, members = bytearray(), 0
+    while body:
+        members += 1
+        if members > (1 if coding == "deflate" else _MOST_MEMBERS):
+            raise BadRequest(f"the {coding} body is followed by other bytes, or has over {_MOST_MEMBERS} members")
+        body = yield from _member(body, coding, plain, limit)
+    if not members:
+        raise BadRequest(f"the {coding} body is empty")
+    return plain
+
+
+def _member(body: memoryview, coding: str, plain: bytearray, limit: int) -> Generator[None, None, memoryview]:
+    """Inflate one gzip member, or a deflate stream, to the end of `plain`; what follows it."""
+    stream = zlib.decompressobj(_window(body, coding))
+    at, kept = 0, memoryview(b"")
+    while not stream.eof:
+        fed = kept or body[at : at + _PIECE]
+        at += 0 if kept else len(fed)
+        try:
+            piece = stream.decompress(fed, _PIECE)
+        except zlib.error as exc:
+            raise BadRequest(f"the body is no {coding}: {exc}") from exc
+        if not piece and not fed and not stream.eof:
+            raise BadRequest(f"the {coding} body is cut short")
+        plain += piece
+        if len(plain) > limit:
+            raise TooLarge(f"the body decompresses to more than {limit} bytes")
+        kept = memoryview(stream.unconsumed_tail)
+        if kept or at < len(body):
+            yield
+    rest = body[at - len(stream.unused_data) :]
+    return rest if any(rest[:_PIECE]) else memoryview(b"")  # gzip's padding is zeros
+
+
+def _window(body: memoryview, coding: str) -> int:
+    """zlib's window bits. `deflate` should have zlib's header; some clients leave it out, as they always did."""
+    if coding == "deflate" and (body[0] & 0x0F != 8 or (body[0] << 8 | (body[1] if len(body) > 1 else 0)) % 31):
+        return -zlib.MAX_WBITS
+    return _WINDOWS[coding]
+
+
 def decode(body: bytes | bytearray | memoryview, header_length: int | None = None) -> InferRequest:
-    """A request from its plain body; without `header_length` all of it is JSON. Raises BadRequest."""
+    """A request from its plain body; without `header_length` all of it is JSON. Raises BadRequest, TooLarge."""
+    return finished(decoding(body, header_length))
+
+
+def decoding(
+    body: bytes | bytearray | memoryview, header_length: int | None = None
+) -> Generator[None, None, InferRequest]:
+    """`decode` that yields between the pieces of a large JSON."""
     view = memoryview(body)
     if header_length is not None and not 0 <= header_length <= view.nbytes:
         raise BadRequest(f"Inference-Header-Content-Length {header_length} exceeds the body's {view.nbytes} bytes")
-    header = _header(view if header_length is None else view[:header_length])
-    rest = view[view.nbytes if header_length is None else header_length :]
-    request = InferRequest(_inputs(header.get("inputs"), rest))
+    text = view if header_length is None else view[:header_length]
+    try:
+        header = (yield from large_json.read(text)) if len(text) >= large_json.LARGE else orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest(f"the request is no JSON: {exc}") from exc
+    if not isinstance(header, dict):
+        raise BadRequest("the request must be a JSON object")
+    request = InferRequest(_inputs(header.get("inputs"), view[len(text) :]))
     if (request_id := header.get("id")) is not None:
         if not isinstance(request_id, str):
             raise BadRequest("id must be a string")
@@ -72,16 +150,34 @@ def decode(body: bytes | bytearray | memoryview, header_length: int | None = Non
 
 
 def encode(model: str, version: str, request: InferRequest, outputs: Mapping[str, Array]) -> Encoded:
-    """The response body for `outputs`. Raises BadRequest for a wanted output that the model does not have."""
+    """The response body for `outputs`. Raises OutsideContract for a wanted output that the model does not have."""
+    return finished(encoding(model, version, request, outputs))
+
+
+def encoding(
+    model: str, version: str, request: InferRequest, outputs: Mapping[str, Array]
+) -> Generator[None, None, Encoded]:
+    """`encode` that yields between the pieces of a large answer."""
     wanted = request.outputs or dict.fromkeys(outputs)
     if missing := [name for name in wanted if name not in outputs]:
-        raise BadRequest(f"output {missing[0]!r} is none of the model's: {', '.join(outputs)}")
+        raise OutsideContract(f"output {missing[0]!r} is none of the model's: {', '.join(outputs)}")
     binary = {name: request.binary_output if own is None else own for name, own in wanted.items()}
     described, blobs = _describe({name: outputs[name] for name in wanted}, binary)
+    for tensor in described:
+        if isinstance(data := tensor.get("data"), np.ndarray) and data.size > _NUMBERS:
+            tensor["data"] = yield from _written(data)
     head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
     if request.id is not None:
         head["id"] = request.id
     return _encoded(head, blobs)
+
+
+def _written(flat: Array) -> Generator[None, None, orjson.Fragment]:
+    parts = []
+    for start in range(0, flat.size, _NUMBERS):
+        parts.append(orjson.dumps(flat[start : start + _NUMBERS], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        yield
+    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
 
 
 def encode_request(inputs: Mapping[str, Array]) -> Encoded:
@@ -116,16 +212,6 @@ def _encoded(head: dict[str, Any], blobs: list[bytes | memoryview]) -> Encoded:
 def encode_error(message: str) -> bytes:
     """The only form of error that the protocol's clients decode."""
     return orjson.dumps({"error": message})
-
-
-def _header(text: memoryview) -> dict[str, Any]:
-    try:
-        header = orjson.loads(text)
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest(f"the request is no JSON: {exc}") from exc
-    if not isinstance(header, dict):
-        raise BadRequest("the request must be a JSON object")
-    return header
 
 
 def _inputs(listed: Any, blobs: memoryview) -> dict[str, Array]:
@@ -166,7 +252,9 @@ def _described(tensor: Any) -> tuple[str, str, list[int]]:
 def _json_input(name: str, datatype: str, shape: list[int], tensor: dict[str, Any]) -> Array:
     if "shared_memory_region" in (tensor.get("parameters") or {}):
         raise BadRequest(f"input {name!r}: shared memory is not supported; send the data")
-    if not isinstance(data := tensor.get("data"), list):
+    if isinstance(data := tensor.get("data"), np.ndarray):  # large_json has read it
+        return data
+    if not isinstance(data, list):
         raise BadRequest(f"input {name!r} needs data (a list) or parameters.binary_data_size")
     return tensor_data.from_json(name, datatype, shape, data)
 
@@ -198,4 +286,4 @@ def _flag(parameters: dict[str, Any], name: str) -> bool | None:
 
 
 def _natural(size: Any) -> bool:
-    return type(size) is int and size >= 0
+    return type(size) is int and 0 <= size < _BEYOND

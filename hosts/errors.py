@@ -27,12 +27,34 @@ class TooLarge(BadRequest):
     status = 413
 
 
+class OutsideContract(BadRequest):
+    """Well-formed, but not what this version takes or gives; another version may."""
+
+
+class TooCostly(OutsideContract):
+    """Computing it would take more memory than this host gives a request; the message says how much fits."""
+
+    status = 413
+
+
+class BodyLate(HostError, TimeoutError):
+    """The request did not arrive whole before its deadline."""
+
+    status = 408
+
+
 class RouteNotFound(HostError, LookupError):
     status = 404
 
 
 class MethodNotAllowed(HostError):
+    """`allow`: the methods that the path takes."""
+
     status = 405
+
+    def __init__(self, message: str, *allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class ModelNotFound(HostError, LookupError):
@@ -56,15 +78,35 @@ class Overloaded(HostError):
 
 
 class ChildDied(HostError, ConnectionError):
-    """The engine child ended while it held this request, or before it could take it."""
+    """The engine child ended before it came to this request."""
 
     status = 503
 
 
+class Crashed(ChildDied):
+    """The engine child ended while it computed this request."""
+
+
 class DeadlineExceeded(HostError, TimeoutError):
-    """No answer within the request's deadline."""
+    """No answer within the request's deadline, although the engine child was at work."""
 
     status = 504
+
+
+class Hung(DeadlineExceeded):
+    """The engine child said nothing for the whole time that it had this request."""
+
+
+class Blocked(DeadlineExceeded):
+    """The engine child never came to this request: the one before it did not end."""
+
+
+class ProgramFailed(HostError):
+    """The program failed on this input; `own`: it fails on the reference golden's first row too."""
+
+    def __init__(self, message: str, *, own: bool) -> None:
+        super().__init__(message)
+        self.own = own
 
 
 class LoadFailed(HostError):

@@ -21,7 +21,10 @@ MAX_BODY = 2**32 - 1
 
 
 class Kind(IntEnum):
-    """What the parent asks; an answer carries REPLY or FAILED (meta: {"error"}) and the question's id."""
+    """What the parent asks; an answer carries REPLY or FAILED (meta: {"error"}) and the question's id.
+
+    PROGRESS is a sign of life of a child that computes for long; it answers nothing.
+    """
 
     REPLY = 0
     FAILED = 1
@@ -31,6 +34,7 @@ class Kind(IntEnum):
     STATS = 5
     PING = 6
     EXIT = 7
+    PROGRESS = 8
 
 
 class Frame(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,21 +18,28 @@ import orjson
 import uvicorn
 
 import weighbridge
-from weighbridge.hosts import codec, frames, metrics
-from weighbridge.hosts.children import Child
+from weighbridge.hosts import blame, codec, frames, metrics
+from weighbridge.hosts.blame import Blame
+from weighbridge.hosts.children import Asked, Child
 from weighbridge.hosts.errors import (
     BadRequest,
-    DeadlineExceeded,
+    BodyLate,
+    ChildDied,
+    Crashed,
     HostError,
     MethodNotAllowed,
     NotReady,
     Overloaded,
     RouteNotFound,
     TooLarge,
+    UnsupportedEncoding,
 )
 from weighbridge.hosts.frames import Frame, Kind
+from weighbridge.hosts.http_protocol import BEGAN, timely
 from weighbridge.hosts.router import Slot, Slots, State
 from weighbridge.hosts.settings import HostSettings
+
+log = logging.getLogger(__name__)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -40,6 +48,15 @@ Headers = list[tuple[bytes, bytes]]
 EXTENSIONS = ["binary_tensor_data", "model_repository(index)"]
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
+_CLOSE = (b"connection", b"close")
+_RETRY = (b"retry-after", b"1")
+"""With every 503: what is missing is being brought up, or a queue that moves."""
+_READING = ("GET", "HEAD")
+_ASKED_AGAIN = frozenset({Blame.REFUSED, Blame.INPUT})
+_LARGEST_ASKED = 1 << 20
+"""Bytes of a body that the version before is asked about."""
+_DIGITS = 19
+"""No number of bytes has more; a longer one is no number that anybody meant."""
 
 
 class Target(NamedTuple):
@@ -74,6 +91,14 @@ class Front:
 
     def __init__(self, slots: Slots, settings: HostSettings) -> None:
         self._slots, self._settings = slots, settings
+        self._held = 0
+        """Bytes of bodies that are here: still arriving, waiting for a child, or being computed."""
+        self._opinion: asyncio.Task[None] | None = None
+
+    @property
+    def request_seconds(self) -> float:
+        """What a request may take, from its first byte to its answer."""
+        return self._settings.request_seconds
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +106,9 @@ class Front:
         try:
             status, headers, body = await self._respond(scope, receive)
         except HostError as exc:
-            status, headers, body = exc.status, [_JSON], codec.encode_error(str(exc))
+            status, headers, body = exc.status, _error_headers(exc), codec.encode_error(str(exc))
+        if status == 503:
+            headers.append(_RETRY)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -89,12 +116,13 @@ class Front:
     async def _respond(self, scope: dict[str, Any], receive: Receive) -> tuple[int, Headers, bytes]:
         path, method = scope["path"], scope["method"]
         if path.startswith("/v2/models/") and (target := parse_target(path)) is not None:
-            _demand(method, "POST" if target.verb == "infer" else "GET", path)
             if target.verb == "infer":
-                return await self._infer(target, await self._read(scope["headers"], receive))
+                _demand(method, ("POST",), path)
+                return await self._inferred(target, scope, receive)
+            _demand(method, _READING, path)
             return self._ready(target) if target.verb == "ready" else self._metadata(target)
         if path == "/v2/repository/index":
-            _demand(method, "POST", path)
+            _demand(method, ("POST",), path)
             return _json(200, self._index())
         if path.startswith("/v2/repository/models/") and path.endswith(("/load", "/unload")):
             raise MethodNotAllowed("this host holds what the registry assigns: start a rollout there instead")
@@ -103,7 +131,7 @@ class Front:
     def _plain(self, path: str, method: str) -> tuple[int, Headers, bytes]:
         if path not in ("/v2", "/v2/", "/v2/health/live", "/v2/health/ready", "/metrics"):
             raise RouteNotFound(f"no such path: {path}")
-        _demand(method, "GET", path)
+        _demand(method, _READING, path)
         if path == "/metrics":
             return 200, [(b"content-type", metrics.CONTENT_TYPE)], metrics.render(self._slots)
         if path == "/v2/health/live":
@@ -140,53 +168,98 @@ class Front:
             for slot in self._slots
         ]
 
-    async def _read(self, headers: Headers, receive: Receive) -> Body:
-        length, encoding = None, ""
+    async def _inferred(self, target: Target, scope: dict[str, Any], receive: Receive) -> tuple[int, Headers, bytes]:
+        """Read the body and have it answered, all within the time that began with the request's first byte."""
+        began = scope.get("state", {}).get(BEGAN) or time.monotonic()
+        parts: list[bytes] = []
+        try:
+            length, encoding = self._announced(scope["headers"])
+            await self._arrive(parts, receive, began)
+            return await self._infer(target, Body(b"".join(parts), length, encoding), began)
+        finally:
+            self._held -= sum(map(len, parts))
+
+    def _announced(self, headers: Headers) -> tuple[int | None, str]:
+        """(bytes of the JSON header, Content-Encoding) as the headers say, each number within its bounds."""
+        length, encodings = None, list[str]()
         for name, value in headers:
             if name == b"inference-header-content-length":
                 length = _length(name, value)
+                if length > self._settings.max_body_bytes:
+                    raise BadRequest(f"{name.decode()} {length} exceeds any body that this host takes")
             elif name == b"content-encoding":
-                encoding = value.decode("latin-1").strip().lower()
+                encodings.append(value.decode("latin-1").strip().lower())
             elif name == b"content-length" and _length(name, value) > self._settings.max_body_bytes:
                 raise TooLarge(f"the body has {value.decode()} bytes, this host takes {self._settings.max_body_bytes}")
-        message = await receive()
-        if not message.get("more_body"):
-            return Body(message.get("body", b""), length, encoding)
-        return Body(await self._read_rest(message, receive), length, encoding)
+        return length, ",".join(encodings)
 
-    async def _read_rest(self, message: dict[str, Any], receive: Receive) -> bytes:
-        parts, size = [message.get("body", b"")], len(message.get("body", b""))
+    async def _arrive(self, parts: list[bytes], receive: Receive, began: float) -> None:
+        """Collect the body in `parts`, bounded in size, in sum with the others that are here, and in time."""
+        settings, size, more = self._settings, 0, True
         try:
-            async with asyncio.timeout(self._settings.request_seconds):
-                while message.get("more_body"):
+            async with asyncio.timeout(began + settings.request_seconds - time.monotonic()):
+                while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise BadRequest("the client left in the middle of its body")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > self._settings.max_body_bytes:
-                        raise TooLarge(f"the body exceeds this host's {self._settings.max_body_bytes} bytes")
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(part)
+                    if size > settings.max_body_bytes:
+                        raise TooLarge(f"the body exceeds this host's {settings.max_body_bytes} bytes")
+                    if self._held + len(part) > settings.held_bytes:
+                        raise Overloaded(f"bodies of {settings.held_bytes} bytes are held already (held_bytes)")
+                    parts.append(part)
+                    self._held += len(part)
         except TimeoutError as exc:
-            raise DeadlineExceeded("the body did not arrive before the deadline") from exc
-        return b"".join(parts)
+            raise BodyLate("the body did not arrive before the deadline") from exc
 
-    async def _infer(self, target: Target, body: Body) -> tuple[int, Headers, bytes]:
-        began = time.monotonic()
+    async def _infer(self, target: Target, body: Body, began: float) -> tuple[int, Headers, bytes]:
         slot = self._slots.find(target.model, target.version)
-        if slot.state is State.UNAVAILABLE:
-            slot = await self._revived(slot, target, began)
-        child = slot.enter()
-        status = 500
+        fault, answered = Blame.NOBODY, False
         try:
-            frame = await self._ask(child, body, began)
-            status = frame.meta["status"]
+            slot = await self._standing(slot, target, began)
+            try:
+                frame = await self._ask(slot, body, began)
+            except Crashed:
+                raise
+            except ChildDied:  # it never came to this request, and programs are pure: ask the next child, once
+                await asyncio.sleep(0)  # the slot hears of the death in the loop's next turn
+                slot = await self._standing(self._slots.find(target.model, target.version), target, began)
+                frame = await self._ask(slot, body, began)
+            fault, answered = Blame(frame.meta.get("blame", Blame.NONE)), True
         except HostError as exc:
-            status = exc.status
+            fault = blame.of(exc)
             raise
         finally:
-            slot.leave()
-            slot.statistics.record(status, time.monotonic() - began)
-        return status, _answer_headers(slot, frame), bytes(frame.body)
+            seconds = time.monotonic() - began
+            if fault in _ASKED_AGAIN and answered:
+                self._ask_again(slot, body, fault, seconds)
+            else:
+                slot.statistics.record(fault, seconds)
+        return frame.meta["status"], _answer_headers(slot, frame), bytes(frame.body)
+
+    def _ask_again(self, slot: Slot, body: Body, fault: Blame, seconds: float) -> None:
+        """Have the version before tell whose fault it was, one request at a time; without one, record what is known."""
+        elder = self._slots.elder(slot)
+        if elder is None or self._opinion is not None or len(body.data) > _LARGEST_ASKED:
+            slot.statistics.record(fault, seconds)
+        else:
+            self._opinion = asyncio.create_task(self._second_opinion(slot, elder, body, fault, seconds))
+
+    async def _second_opinion(self, slot: Slot, elder: Slot, body: Body, fault: Blame, seconds: float) -> None:
+        """What fails on the version before too lies in the request; what that one answers, this version should have."""
+        try:
+            frame = await self._ask(elder, body, time.monotonic())
+            fault = Blame.VERSION if frame.meta["status"] == 200 else Blame.CLIENT
+        except HostError as exc:
+            log.debug("no second opinion of version %s: %s", elder.spec.version, exc)
+        finally:
+            self._opinion = None
+            slot.statistics.record(fault, seconds)
+
+    async def _standing(self, slot: Slot, target: Target, began: float) -> Slot:
+        """The slot, or what answers once its child, which died, is brought up again."""
+        return await self._revived(slot, target, began) if slot.state is State.UNAVAILABLE else slot
 
     async def _revived(self, slot: Slot, target: Target, began: float) -> Slot:
         """Wait in the queue while the child that died is brought up again; then what answers by now."""
@@ -202,39 +275,50 @@ class Front:
                     finally:
                         slot.waiting -= 1
                     slot = self._slots.find(target.model, target.version)
-        except (TimeoutError, HostError) as exc:
-            slot.statistics.record(503, time.monotonic() - began)
-            if isinstance(exc, HostError):
-                raise
+        except TimeoutError as exc:
             raise NotReady(f"{slot.spec.model} version {slot.spec.version} is {slot.state}: {slot.reason}") from exc
         return slot
 
-    async def _ask(self, child: Child, body: Body, began: float) -> Frame:
+    async def _ask(self, slot: Slot, body: Body, began: float) -> Frame:
+        child = slot.enter()
+        try:
+            return await self._answer(child, body, began)
+        finally:
+            slot.leave()
+
+    async def _answer(self, child: Child, body: Body, began: float) -> Frame:
         settings = self._settings
         if child.waiting >= settings.queue:
             raise Overloaded(f"{settings.queue} requests already wait for this version on this host")
-        meta: dict[str, Any] = {"deadline": began + settings.request_seconds}
+        deadline = began + settings.request_seconds
+        meta: dict[str, Any] = {"deadline": deadline}
         if body.header_length is not None:
             meta["header"] = body.header_length
         if body.encoding:
             meta["encoding"] = body.encoding
-        future = child.send(Kind.INFER, meta, body.data, frames.padding(body.header_length))
-        timer = asyncio.get_running_loop().call_later(
-            settings.request_seconds, _expire, future, settings.request_seconds
-        )
+        asked = child.send(Kind.INFER, meta, body.data, frames.padding(body.header_length))
+        left = deadline - time.monotonic()
+        timer = asyncio.get_running_loop().call_later(max(0.0, left), _expire, child, asked)
         try:
-            return await future
-        except DeadlineExceeded:
-            if child.silent_for(time.monotonic(), began) >= settings.hang_seconds:
-                child.kill()  # it computes for nobody; its death brings the version up again
-            raise
+            return await asked.future
         finally:
             timer.cancel()
 
 
-def _expire(future: asyncio.Future[Frame], seconds: float) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded(f"no answer within {seconds:g} s"))
+def _expire(child: Child, asked: Asked) -> None:
+    if not asked.future.done():
+        asked.future.set_exception(child.held_up(asked))
+
+
+def _error_headers(error: HostError) -> Headers:
+    headers: Headers = [_JSON]
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.allow).encode()))
+    if isinstance(error, UnsupportedEncoding):
+        headers.append((b"accept-encoding", b"gzip, deflate"))
+    if isinstance(error, BodyLate):
+        headers.append(_CLOSE)
+    return headers
 
 
 def _answer_headers(slot: Slot, frame: Frame) -> Headers:
@@ -253,14 +337,14 @@ def _json(status: int, value: Any) -> tuple[int, Headers, bytes]:
     return status, [_JSON], orjson.dumps(value)
 
 
-def _demand(method: str, wanted: str, path: str) -> None:
-    if method != wanted:
-        raise MethodNotAllowed(f"{path} takes {wanted}, not {method}")
+def _demand(method: str, wanted: tuple[str, ...], path: str) -> None:
+    if method not in wanted:
+        raise MethodNotAllowed(f"{path} takes {' and '.join(wanted)}, not {method}", *wanted)
 
 
 def _length(name: bytes, value: bytes) -> int:
-    if not value.isdigit():
-        raise BadRequest(f"{name.decode()} must be a number of bytes, not {value.decode('latin-1')!r}")
+    if not value.isdigit() or len(value) > _DIGITS:
+        raise BadRequest(f"{name.decode()} must be a number of bytes, not {value[:40].decode('latin-1')!r}")
     return int(value)
 
 
@@ -274,11 +358,14 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(app: Front, sock: socket.socket, *, drain: float = 10.0) -> Any:
-    """Serve `app` on a bound socket while the block runs; then finish what is in flight, at most `drain` seconds."""
+    """Serve `app` on a bound socket while the block runs; then finish what is in flight, at most `drain` seconds.
+
+    A request's headers must come within the time that the application gives the request.
+    """
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=timely(app.request_seconds),
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -15,13 +15,12 @@ import tenacity
 from weighbridge.engines.errors import EngineError
 from weighbridge.engines.manifest import Manifest
 from weighbridge.hosts.errors import GoldenFailed, HostError
+from weighbridge.hosts.reports import as_interval
 from weighbridge.hosts.router import Slot as Resident
 from weighbridge.hosts.router import SlotSpec, State
-from weighbridge.hosts.statistics import BOUNDS
-from weighbridge.hosts.statistics import Interval as Taken
 from weighbridge.hosts.swap import Swapper
 from weighbridge.registry.errors import RegistryError, Unavailable
-from weighbridge.registry.schemas import DesiredModel, Interval, ObservedModel, ObservedSlot, Slot
+from weighbridge.registry.schemas import DesiredModel, ObservedModel, ObservedSlot, Slot
 from weighbridge.storage.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -48,6 +47,11 @@ class Holding:
     @property
     def wanted(self) -> list[Slot]:
         return self._wanted.slots
+
+    @property
+    def failed(self) -> bool:
+        """Whether what is wanted could not be brought up; it is tried again."""
+        return self._progress == "failed"
 
     def want(self, wanted: DesiredModel) -> None:
         """Hold this from now on; a load under way that it makes pointless is given up."""
@@ -155,7 +159,7 @@ class Holding:
             state=progress,
             reason=reason,
             golden="failed" if self._golden_failed else proven,
-            interval=_interval(found.statistics.take(interval_id)) if found is not None else None,
+            interval=as_interval(found.statistics.take(interval_id)) if found is not None else None,
         )
 
 
@@ -168,14 +172,3 @@ def _unforeseen(error: BaseException | None) -> BaseException | None:
     """The error, where its own words do not say enough."""
     foreseen = isinstance(error, HostError | EngineError | StorageError | RegistryError | OSError)
     return None if foreseen else error
-
-
-def _interval(taken: Taken) -> Interval:
-    bounds = (*(f"{bound:.9g}" for bound in BOUNDS), "+Inf")
-    return Interval(
-        id=taken.id,
-        seconds=taken.seconds,
-        requests=taken.requests,
-        errors=taken.errors,
-        latency={bound: count for bound, count in zip(bounds, taken.counts, strict=True) if count},
-    )

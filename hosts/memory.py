@@ -7,22 +7,26 @@ else and measures nothing but its own requests; `hosts.agent` is the one for pro
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weighbridge.engines import golden
-from weighbridge.engines.errors import EngineError, GoldenMismatch
+from weighbridge.engines.errors import EngineError, GoldenMismatch, InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import Array, BlobPath, Session
+from weighbridge.hosts.blame import Blame
 from weighbridge.hosts.errors import ModelNotFound, NotReady
 from weighbridge.hosts.pull import pull
+from weighbridge.hosts.reports import as_interval
+from weighbridge.hosts.statistics import Statistics
+from weighbridge.hosts.witness import Witness
 from weighbridge.registry.client import Client
 from weighbridge.registry.schemas import (
     DesiredModel,
     Enrolment,
-    Interval,
     Observed,
     ObservedModel,
     ObservedSlot,
@@ -42,8 +46,8 @@ class _Held:
     session: Session | None = None
     reason: str = ""
     golden_failed: bool = False
-    requests: int = 0
-    errors: int = 0
+    witness: Witness | None = None
+    statistics: Statistics = field(default_factory=Statistics)
 
 
 class MemoryHost:
@@ -93,12 +97,17 @@ class MemoryHost:
             raise ModelNotFound(f"model {model!r} is not assigned to this host")
         if held.session is None or held.live is None:
             raise NotReady(f"version {held.slot.version} of {model} is not live: {held.reason}")
-        held.requests += 1
+        fault, began = Blame.NONE, time.monotonic()
         try:
             return held.live.version, held.session.infer(inputs)
-        except EngineError:
-            held.errors += 1
+        except InvalidInput:
+            fault = Blame.REFUSED
             raise
+        except Exception:
+            fault = Blame.VERSION if held.witness is None or held.witness.fails() else Blame.INPUT
+            raise
+        finally:
+            held.statistics.record(fault, time.monotonic() - began)
 
     def _say(self) -> None:
         if self._unsaid is not None:
@@ -121,24 +130,25 @@ class MemoryHost:
     def _swap(self, held: _Held, slot: Slot) -> None:
         """Load beside what serves, prove it, then switch: what serves goes on when the new one fails."""
         try:
-            session = self._proven(slot)
+            session, witness = self._proven(slot)
         except (EngineError, StorageError) as exc:
             held.reason, held.golden_failed = str(exc), isinstance(exc, GoldenMismatch)
             return
         held.golden_failed = False
         before, held.live, held.session, held.reason = held.session, slot, session, ""
-        held.requests = held.errors = 0
+        held.witness, held.statistics = witness, Statistics()
         if before is not None:
             before.close()
 
-    def _proven(self, slot: Slot) -> Session:
+    def _proven(self, slot: Slot) -> tuple[Session, Witness]:
         if slot.version in self.broken:
             raise StorageError("this host was told to fail")
         manifest = pull(self._client, self._cache, slot.artifact)
         session = self._load(manifest, self._cache.path)
         wanted = manifest.golden
-        golden.check(session, self._cache.path(wanted.digest).read_bytes(), *wanted.tolerance)
-        return session
+        data = self._cache.path(wanted.digest).read_bytes()
+        golden.check(session, data, *wanted.tolerance)
+        return session, Witness(session, data, wanted.tolerance)
 
     def _drop(self, model: str) -> None:
         held = self._held.pop(model, None)
@@ -152,8 +162,7 @@ class MemoryHost:
 
     def _slot(self, held: _Held) -> ObservedSlot:
         live = held.live is not None and held.live.artifact == held.slot.artifact
-        interval = Interval(id=str(next(self._numbers)), seconds=0.0, requests=held.requests, errors=held.errors)
-        held.requests = held.errors = 0
+        interval = as_interval(held.statistics.take(str(next(self._numbers))))
         return ObservedSlot(
             version=held.slot.version,
             variant=held.slot.variant,

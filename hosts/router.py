@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -109,19 +110,43 @@ class Route:
 
 
 class Slots:
-    """All routes of this host. Changes are made on the event loop; every request sees one whole route."""
+    """All routes of this host. Changes are made on the event loop; every request sees one whole route.
 
-    def __init__(self) -> None:
+    `hang_seconds`: a child that has work and is silent for this long does not count as one that answers.
+    """
+
+    def __init__(self, hang_seconds: float = float("inf")) -> None:
         self._routes: dict[str, Route] = {}
+        self._hang_seconds = hang_seconds
+        self._served: set[str] = set()
         self.expected: frozenset[str] | None = frozenset()
-        """Models that must answer before this host counts as ready; None: nobody has said yet which."""
+        """Models that are assigned to this host; None: nobody has said yet which."""
+        self.certain = True
+        """Whether the registry itself has said so; what a host remembers from its last run may be old."""
+        self.awaited: frozenset[str] = frozenset()
+        """Models whose first version readiness waits for: those that this process was started to serve."""
 
     def route(self, model: str) -> Route:
-        """Raises ModelNotFound."""
-        try:
-            return self._routes[model]
-        except KeyError:
-            raise ModelNotFound(f"model {model!r} is not assigned to this host") from None
+        """Raises ModelNotFound, NotReady while the model may still come."""
+        if (route := self._routes.get(model)) is not None:
+            return route
+        if self.expected is None or not self.certain:
+            raise NotReady(f"this host does not know yet whether it serves model {model!r}")
+        if model in self.expected:
+            raise NotReady(f"model {model!r} is assigned to this host and being brought up")
+        raise ModelNotFound(f"model {model!r} is not assigned to this host")
+
+    def assign(self, models: frozenset[str], *, certain: bool) -> None:
+        """These models are to be served here; the first time, readiness waits for all of them."""
+        if self.expected is None:
+            self.awaited = models
+        self.expected, self.certain = models, self.certain or certain
+        self.awaited &= models
+        self._served &= models
+
+    def give_up(self, model: str) -> None:
+        """It cannot be brought up for now: what never served takes no readiness from what does."""
+        self.awaited -= {model}
 
     def find(self, model: str, version: str | None) -> Slot:
         """The slot that answers now. Raises ModelNotFound, VersionNotLoaded, NotReady."""
@@ -133,6 +158,12 @@ class Slots:
             held = ", ".join(sorted(route.versions)) or "none"
             raise VersionNotLoaded(f"model {model!r} version {version!r} is not on this host (held: {held})")
         return slot
+
+    def elder(self, slot: Slot) -> Slot | None:
+        """What served the model before `slot` and could still answer; None where nothing did or it is gone."""
+        held = self.of(slot.spec.model)
+        older = held[: held.index(slot)] if slot in held else ()
+        return next((one for one in reversed(older) if one.state is State.READY), None)
 
     def of(self, model: str) -> tuple[Slot, ...]:
         """Every slot of a model, in the order in which they were added."""
@@ -147,6 +178,7 @@ class Slots:
         """Send the model's unversioned requests to `slot`; answers the slot that had them."""
         route = self.route(slot.spec.model)
         self._routes[slot.spec.model] = replace(route, live=slot)
+        self._served.add(slot.spec.model)
         return route.live
 
     def remove(self, slot: Slot) -> None:
@@ -157,12 +189,25 @@ class Slots:
             self._routes[slot.spec.model] = Route(live, others)
         else:
             self._routes.pop(slot.spec.model, None)
+            if not self.expected or slot.spec.model not in self.expected:
+                self._served.discard(slot.spec.model)
 
     def ready(self) -> bool:
-        """Whether every model that is assigned here has a live version that answers."""
-        if self.expected is None or not self.expected <= self._routes.keys():
+        """Whether every model that has served here still does, and those that this process was started for.
+
+        A model that joins later takes no readiness from the others while it loads; with nothing live there is none.
+        """
+        if self.expected is None:
             return False
-        return all(route.live and route.live.state is State.READY for route in self._routes.values())
+        if not all(self._answers(model) for model in self._served | self.awaited):
+            return False
+        return bool(self._served) or not self.expected
+
+    def _answers(self, model: str) -> bool:
+        slot = self._routes.get(model, Route()).live
+        if slot is None or slot.state is not State.READY or slot.child is None:
+            return False
+        return slot.child.silent_for(time.monotonic()) < self._hang_seconds
 
     def __iter__(self) -> Iterator[Slot]:
         for route in list(self._routes.values()):

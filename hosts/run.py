@@ -79,7 +79,7 @@ async def _serve(
     port = sock.getsockname()[1]
     name = host.name or platform.node()
     url = host.url or f"http://{f'[{host.address}]' if ':' in host.address else host.address}:{port}"
-    slots = Slots()
+    slots = Slots(host.hang_seconds)
 
     def open_client(token: str | None) -> Client:
         return Client(settings.registry_url, token or _plain(settings.registry.token))

@@ -32,7 +32,9 @@ class HostSettings(BaseModel):
         default=30.0, ge=0, description="Longest wait for requests of a version that goes (s)."
     )
     load_seconds: float = Field(default=600.0, gt=0, description="Longest load of a variant (s).")
-    request_seconds: float = Field(default=60.0, gt=0, description="Longest inference request (s).")
+    request_seconds: float = Field(
+        default=60.0, gt=0, description="Longest inference request, from its first byte (s)."
+    )
     hang_seconds: float = Field(
         default=60.0, gt=0, description="An engine child that has work and is silent for this long is replaced (s)."
     )
@@ -43,7 +45,15 @@ class HostSettings(BaseModel):
         description="Most rows of waiting requests that are computed as one; above 1 last bits may depend on the load.",
     )
     warm_up: int = Field(default=10, ge=1, description="Requests a version answers for itself before it may go live.")
-    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest request body (bytes).")
+    max_body_bytes: int = Field(default=64 << 20, ge=1, le=2**32 - 1, description="Largest request body (bytes).")
+    held_bytes: int = Field(
+        default=512 << 20, ge=1, description="Request bodies that may be held at once (bytes); then 503."
+    )
+    request_memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that one request may take in an engine child (bytes); 0: a share of the machine's.",
+    )
     factories: tuple[str, ...] = Field(
         default=(), description="Patterns of factories this host may run: package.module:name."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,10 +15,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from weighbridge.hosts.children import Child, ChildProgram, Spares
 from weighbridge.hosts.errors import HostError, LoadFailed, NotReady
 from weighbridge.hosts.frames import Kind
+from weighbridge.hosts.meter import machine_bytes
 from weighbridge.hosts.router import Slot, Slots, SlotSpec, State
 from weighbridge.hosts.settings import HostSettings
 
 log = logging.getLogger(__name__)
+
+_FOR_REQUESTS, _LEAST_CHILDREN = 0.5, 2
 
 
 class Swapper:
@@ -39,10 +43,13 @@ class Swapper:
         self._previous: dict[str, Slot] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._reviving: dict[Slot, asyncio.Task[None]] = {}
+        self._machine = machine_bytes()
+        self._watch: asyncio.Task[None] | None = None
 
     def prepare(self) -> None:
-        """Start the first spare in the background."""
+        """Start the first spare in the background, and the watch over children that hang."""
         self._spares.refill()
+        self._watch = asyncio.create_task(self._replace_hung(), name="watch")
 
     def resident(self, model: str) -> tuple[Slot, ...]:
         """What is loaded of a model, or loading; nothing that was retired."""
@@ -97,6 +104,8 @@ class Swapper:
 
     async def close(self) -> None:
         """Finish what is in flight and end every child."""
+        if self._watch is not None:
+            self._watch.cancel()
         await asyncio.gather(*(self.retire(slot) for slot in self._slots))
         await asyncio.gather(*self._retiring, self._spares.close())
 
@@ -152,6 +161,16 @@ class Swapper:
         slot.child, slot.proven = child, True
         self._become(slot, State.READY)
 
+    async def _replace_hung(self) -> None:
+        """End children that have work and are silent for too long; their death brings the version up again."""
+        limit = self._settings.hang_seconds
+        while True:
+            await asyncio.sleep(min(limit / 4, 1.0))
+            for slot in self._slots:
+                if slot.child is not None and (silent := slot.child.silent_for(time.monotonic())) >= limit:
+                    log.error("the engine child of %s gave no sign for %.1f s: it is ended", _name(slot), silent)
+                    slot.child.replace(silent)
+
     def _load_order(self, spec: SlotSpec) -> dict[str, Any]:
         return {
             "model": spec.model,
@@ -161,7 +180,12 @@ class Swapper:
             "device": self._settings.device,
             "threads": self._settings.threads,
             "factories": self._settings.factories,
+            "memory": self._settings.request_memory_bytes or self._share(),
         }
+
+    def _share(self) -> int:
+        """Bytes that a request may take: half of the machine is for requests, in equal parts for what is resident."""
+        return int(self._machine * _FOR_REQUESTS / max(_LEAST_CHILDREN, sum(1 for _ in self._slots)))
 
     def _on_death(self, slot: Slot, child: Child) -> None:
         if slot.child is child and slot.state is State.READY:

@@ -16,6 +16,7 @@ from weighbridge.hosts.errors import BadRequest, HostError
 _JSON_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
 """Which kinds of JSON numbers a datatype's kind admits: a float never becomes an integer by truncation."""
 _LENGTH = struct.Struct("<I")
+_NO_BF16 = "input {0!r}: BF16 travels as binary data only"
 
 
 def datatype_of(array: Array) -> str:
@@ -29,11 +30,28 @@ def datatype_of(array: Array) -> str:
 def from_json(name: str, datatype: str, shape: list[int], data: Any) -> Array:
     """A tensor of `shape` from a flat or nested list. Raises BadRequest naming the tensor and the rule."""
     if datatype == "BF16":
-        raise BadRequest(f"input {name!r}: BF16 travels as binary data only")
+        raise BadRequest(_NO_BF16.format(name))
     array = _bytes_list(name, data) if datatype == "BYTES" else _number_list(name, datatype, data)
     if array.size != prod(shape) or (array.ndim > 1 and array.shape != tuple(shape)):
         raise BadRequest(f"input {name!r}: data of shape {list(array.shape)} does not fill shape {shape}")
     return _shaped(name, array, shape)
+
+
+def json_dtype(name: str, datatype: str) -> np.dtype[Any]:
+    """The dtype of an input whose JSON data are numbers. Raises BadRequest where they cannot be."""
+    if datatype == "BF16":
+        raise BadRequest(_NO_BF16.format(name))
+    if datatype == "BYTES":
+        raise BadRequest(f"input {name!r}: BYTES data must be strings")
+    return datatypes.to_numpy(datatype)
+
+
+def from_json_rows(name: str, datatype: str, row: list[int], data: Any) -> Array:
+    """Some rows of a tensor, each of shape `row`, from a list. Raises BadRequest naming the tensor and the rule."""
+    array = _number_list(name, datatype, data)
+    if array.shape[1:] != tuple(row):
+        raise BadRequest(f"input {name!r}: data of shape {list(array.shape)} where rows of shape {row} are said to be")
+    return array
 
 
 def _shaped(name: str, array: Array, shape: list[int]) -> Array:

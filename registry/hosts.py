@@ -126,7 +126,7 @@ def assign(tx: Session, host_id: str, model_id: int, slots: Iterable[Slot], roll
     else:
         row = row or Assignment(host_id=host_id, model_id=model_id, generation=0, assigned_at=0.0)
         row.slots, row.rollout_id, row.generation = wanted, rollout_id, row.generation + 1
-        row.requests = row.errors = 0
+        row.requests = row.errors = row.input_errors = row.refused = 0
         row.assigned_at, row.live_at = db.clock(tx), None
         host.desired_revision += 1
         tx.add(host)

@@ -55,6 +55,11 @@ def _bytes() -> Any:
     return Field(default=0, sa_column=Column(BigInteger, nullable=False))
 
 
+def _counted() -> Any:
+    """A count that rows of an older release begin at 0."""
+    return Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+
+
 class Model(SQLModel, table=True):
     """A named line of versions. `next_version` is taken by UPDATE … RETURNING: never MAX+1, never reused."""
 
@@ -451,6 +456,9 @@ class Assignment(SQLModel, table=True):
     requests: int = _bytes()
     """Since this generation went live."""
     errors: int = _bytes()
+    input_errors: int = _counted()
+    refused: int = _counted()
+    """As schemas.Interval counts them."""
     last_interval: str = Field(default="", max_length=64)
     assigned_at: float = _time()
     live_at: float | None = _time(nullable=True)

@@ -103,6 +103,8 @@ def _count(row: Assignment, epoch: int, intervals: list[Interval]) -> int:
     fresh = [interval for interval in intervals if _order(f"{epoch}:{interval.id}") > last]
     row.requests += sum(interval.requests for interval in fresh)
     row.errors += sum(interval.errors for interval in fresh)
+    row.input_errors += sum(interval.input_errors for interval in fresh)
+    row.refused += sum(interval.refused for interval in fresh)
     row.last_interval = max((row.last_interval, *(f"{epoch}:{interval.id}" for interval in fresh)), key=_order)
     return sum(interval.errors for interval in fresh)
 

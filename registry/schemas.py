@@ -366,8 +366,13 @@ class Interval(Wire):
     id: str
     seconds: float
     requests: int = 0
+    """Those that say something about the version: not what is malformed, or never reached it."""
     errors: int = 0
-    """The server's own failures (5xx, engine), not bad requests."""
+    """The version's own failures: its golden fails too, or it hangs."""
+    input_errors: int = 0
+    """Failures that may lie in what was asked: inside the program while the golden holds, or not in time."""
+    refused: int = 0
+    """Refusals by the version's contract: names, shapes, values, memory."""
     latency: dict[str, int] = {}
     """Counts by upper bound in seconds, as text; `+Inf` last."""
 
@@ -406,6 +411,8 @@ class AssignmentView(Wire):
     observed: ObservedModel | None = None
     requests: int = 0
     errors: int = 0
+    input_errors: int = 0
+    refused: int = 0
     live_at: datetime | None = None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from weighbridge.registry.lifecycle import RolloutStatus
 from weighbridge.registry.recipe import RolloutSettings
-from weighbridge.workers.judge import Harm, Inconclusive, Sample, judge
+from weighbridge.workers.judge import NOTHING, Counts, Harm, Inconclusive, Old, Sample, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,10 @@ class HostSeen:
     observed_generation: int = 0
     slots: tuple[SlotSeen, ...] = ()
     """As reported, of `observed_generation`."""
-    requests: int = 0
-    errors: int = 0
+    counts: Counts = NOTHING
+    """Since its present assignment went live."""
+    before: Counts = NOTHING
+    """What it had counted when the rollout began; one that was given the new version: of what it served before."""
     wanted: str = ""
     """The artifact that this rollout gives a host of its kind."""
     back: str | None = None
@@ -157,14 +159,14 @@ def _advance(rollout: RolloutView, seen: Observations) -> Step:
     for host in wave:
         if harm := _broken(host, rollout, seen.now):
             return RollBack(harm, rollout.given)
-    finding = judge(_samples(wave), _samples(rest), settings)
+    finding = judge(_samples(wave), _old(rest, wave), settings)
     if isinstance(finding, Harm):
         return RollBack(finding.reason, rollout.given)
     if missing := _missing(fleet, wave, rollout):
         return Hold(missing)
     if until := _not_before(wave, rollout, seen.now):
         return until
-    if isinstance(finding, Inconclusive):
+    if isinstance(finding, Inconclusive) and rollout.promoted < rollout.wave:
         return Hold(finding.missing)
     todo = [host for host in rest if not host.holds]
     if not todo:
@@ -173,7 +175,13 @@ def _advance(rollout: RolloutView, seen: Observations) -> Step:
 
 
 def _samples(hosts: Sequence[HostSeen]) -> list[Sample]:
-    return [Sample(host.id, host.requests, host.errors) for host in hosts if host.live_at is not None]
+    return [Sample(host.id, host.counts) for host in hosts if host.live_at is not None]
+
+
+def _old(rest: Sequence[HostSeen], wave: Sequence[HostSeen]) -> Old:
+    """What the old version served: beside the wave since the rollout began, and on the wave's own hosts before."""
+    beside = [host.counts - host.before for host in rest if host.live_at is not None and not host.holds]
+    return Old(sum(beside, NOTHING), sum((host.before for host in wave), NOTHING))
 
 
 def _live(host: HostSeen, artifact: str | None = None) -> bool:

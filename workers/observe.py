@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 from sqlmodel import col, select
@@ -15,6 +15,7 @@ from weighbridge.registry.lifecycle import RolloutStatus, VariantStatus, Version
 from weighbridge.registry.models import Assignment, Host, Rollout, Variant, Version
 from weighbridge.registry.recipe import RolloutSettings
 from weighbridge.registry.schemas import Slot
+from weighbridge.workers.judge import NOTHING, Counts
 from weighbridge.workers.next_step import HostSeen, Observations, RolloutView, SlotSeen
 
 
@@ -94,7 +95,10 @@ def _hosts(
         seen = _host(host, row, host.id in fleet, now)
         holds = row is not None and row.slots == [wanted.model_dump(mode="json")]
         old = before.slot(kind).artifact if before is not None else None
-        found.append(replace(seen, wanted=wanted.artifact, back=old, holds=holds))
+        marked = rollout.state.get("before", {}).get(host.id)
+        found.append(
+            replace(seen, wanted=wanted.artifact, back=old, holds=holds, before=Counts(*marked) if marked else NOTHING)
+        )
     return tuple(found)
 
 
@@ -122,9 +126,17 @@ def _host(host: Host, held: Assignment | None, in_fleet: bool, now: float) -> Ho
             SlotSeen(slot["artifact"], slot["state"], slot.get("golden", "unchecked"), slot.get("reason", ""))
             for slot in held.observed.get("slots", ())
         ),
-        requests=held.requests,
-        errors=held.errors,
+        counts=Counts(held.requests, held.errors, held.input_errors, held.refused),
     )
+
+
+def marks(rollout: Rollout, seen: Observations, given: tuple[str, ...]) -> dict[str, list[int]]:
+    """What every host had counted when this rollout began, and those that are given the new version: by now."""
+    before: dict[str, list[int]] = dict(rollout.state.get("before", {}))
+    for host in seen.hosts:
+        if host.id in given or host.id not in before:
+            before[host.id] = list(astuple(host.counts))
+    return before
 
 
 def numbers(seen: Observations) -> dict[str, Any]:
@@ -138,8 +150,7 @@ def numbers(seen: Observations) -> dict[str, Any]:
                 "observed": host.observed_generation,
                 "slots": {slot.artifact[:12]: f"{slot.state}, golden {slot.golden}" for slot in host.slots},
                 "live_for": None if host.live_at is None else round(seen.now - host.live_at, 3),
-                "requests": host.requests,
-                "errors": host.errors,
+                **asdict(host.counts),
             }
             for host in seen.hosts
         },

@@ -117,7 +117,8 @@ def _assign(tx: Session, rollout: Rollout, step: Assign, seen: Observations) -> 
     _give(tx, rollout, step.hosts, observe.forth(rollout))
     before = {"status": rollout.status, "wave": rollout.wave}
     rollout.wave = step.wave
-    rollout.state = {**rollout.state, "given": [*rollout.state.get("given", ()), *step.hosts]}
+    given = [*rollout.state.get("given", ()), *step.hosts]
+    rollout.state = {**rollout.state, "given": given, "before": observe.marks(rollout, seen, step.hosts)}
     rollouts.move(rollout, RolloutStatus.RUNNING, "")
     rollouts.add_step(tx, rollout, "assign", asdict(step), observations=observe.numbers(seen))
     rollouts.report(tx, rollout, "wave_assigned", before=before, after={"hosts": list(step.hosts)})

@@ -379,3 +379,71 @@ def test_set_alias_does_not_move_the_fleet(fleet: Fleet) -> None:
     with fleet.db.transaction() as tx:
         aliases.set_alias(tx, MODEL, "mine", 2, actor="ada")
         assert rollouts.converge_champion(tx) == []
+
+
+COMPARED = "rollout: {automatic: true, bake: 3600, waves: [1, '100%']}"
+
+
+def baking(fleet: Fleet, *names: str, recipe: str = COMPARED) -> Rollout:
+    """Version 1 everywhere with some requests behind it, version 2 live on the first host."""
+    fleet.enrol(*names)
+    fleet.ready("1")
+    fleet.through(*names)
+    for name in names:
+        fleet.report(name, requests=1000, input_errors=1)
+    fleet.ready("2", recipe)
+    rollout = fleet.step()
+    fleet.report(names[0])
+    fleet.wake()
+    return fleet.step(rollout.id)
+
+
+def test_what_fails_on_the_old_version_too_rolls_nothing_back(fleet: Fleet) -> None:
+    """10% bad clients on both: the bake goes on. What the other host counted before the rollout does not matter."""
+    rollout = baking(fleet, "a", "b")
+    fleet.report("a", requests=300, input_errors=20, refused=10)
+    fleet.report("b", requests=300, input_errors=30)
+    fleet.wake()
+    assert (fleet.step(rollout.id).status, fleet.step(rollout.id).reason) == ("running", "")
+
+
+@pytest.mark.parametrize("kind", ["input_errors", "refused"])
+def test_what_fails_on_the_new_version_alone_rolls_it_back(fleet: Fleet, kind: str) -> None:
+    """The same clients, answered by the old version beside it: both counts are told."""
+    rollout = baking(fleet, "a", "b")
+    fleet.report("a", requests=300, **{kind: 30})
+    fleet.report("b", requests=300)
+    fleet.wake()
+    rollout = fleet.step(rollout.id)
+    assert rollout.status == "rolling_back"
+    assert "host a: 30 of 300" in rollout.reason
+    assert "beside it 0 of 300" in rollout.reason
+
+
+def test_with_nothing_beside_it_a_difference_holds_and_a_person_decides(fleet: Fleet) -> None:
+    """A single host: what it served before may have had other clients. It holds with the numbers; promote goes on."""
+    fleet.enrol("a")
+    fleet.ready("1")
+    fleet.through("a")
+    fleet.report("a", requests=1000, input_errors=1)
+    fleet.ready("2")
+    fleet.step()
+    fleet.report("a", requests=300, input_errors=30)
+    rollout = fleet.step()
+    assert rollout.status == R.HOLDING
+    assert "host a: 30 of 300" in rollout.reason
+    assert "before it 1 of 1000" in rollout.reason
+    decide(fleet, "promote", "a new client")
+    assert fleet.step().status == R.FINISHED
+
+
+@pytest.mark.parametrize(("kind", "status"), [("refused", R.FINISHED), ("input_errors", R.HOLDING)])
+def test_a_first_version_that_fails_inside_waits_for_a_person(fleet: Fleet, kind: str, status: RolloutStatus) -> None:
+    """Nothing to compare with: failures inside the program hold; what its contract refuses does not."""
+    fleet.enrol("a")
+    fleet.ready("1")
+    fleet.step()
+    fleet.report("a", requests=100, **{kind: 50})
+    rollout = fleet.step()
+    assert rollout.status == status
+    assert ("50 of 100" in rollout.reason) == (status == R.HOLDING)

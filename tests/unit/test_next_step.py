@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from weighbridge.registry.lifecycle import RolloutStatus
 from weighbridge.registry.recipe import RolloutSettings
+from weighbridge.workers.judge import Counts
 from weighbridge.workers.next_step import (
     Assign,
     Finish,
@@ -50,8 +51,7 @@ def live(name: str, since: float = 11.0, requests: int = 0, errors: int = 0) -> 
         live_at=NOW - since,
         observed_generation=2,
         slots=slots,
-        requests=requests,
-        errors=errors,
+        counts=Counts(requests, errors),
     )
 
 
@@ -263,7 +263,7 @@ class Fleet:
             self.hosts[name] = replace(
                 host, generation=host.generation + 1, artifacts=(artifact,), assigned_at=self.now, live_at=None
             )
-            self.hosts[name] = replace(self.hosts[name], requests=0, errors=0)
+            self.hosts[name] = replace(self.hosts[name], counts=Counts())
 
     def tick(self, name: str, seconds: float) -> None:
         """Time passes; the host reports in its manner."""
@@ -292,8 +292,7 @@ class Fleet:
             observed_generation=host.generation,
             slots=(SlotSeen(artifact, state, golden),),
             live_at=first,
-            requests=host.requests + 50,
-            errors=host.errors + (25 if bad and manner == "errors" else 0),
+            counts=host.counts + Counts(50, 25 if bad and manner == "errors" else 0),
         )
 
     def act(self) -> None:

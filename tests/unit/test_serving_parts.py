@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from weighbridge.engines.manifest import Manifest
 from weighbridge.hosts import batching, frames
+from weighbridge.hosts.blame import Blame
 from weighbridge.hosts.errors import ModelNotFound, NotReady, VersionNotLoaded
 from weighbridge.hosts.frames import Frame, Kind, Parser
 from weighbridge.hosts.front import Target, parse_target
@@ -79,18 +80,18 @@ def test_routes_change_whole(tmp_path: Path) -> None:
 
 
 def test_an_interval_holds_what_happened_since_the_last_one() -> None:
-    """Intervals do not overlap and lose nothing; a 4xx is a request and no error."""
+    """Intervals do not overlap and lose nothing; what says nothing about the version is none of its requests."""
     seen = Statistics()
-    for status, seconds in [(200, 0.0001), (400, 0.5), (503, 1000.0)]:
-        seen.record(status, seconds)
+    for fault, seconds in [(Blame.NONE, 0.0001), (Blame.CLIENT, 0.5), (Blame.VERSION, 1000.0), (Blame.NOBODY, 0.5)]:
+        seen.record(fault, seconds)
     first = seen.take("7-1")
-    assert (first.id, first.requests, first.errors) == ("7-1", 3, 1)
-    assert (first.counts[0], first.counts[-1], sum(first.counts)) == (1, 1, 3)
-    seen.record(200, 0.002)
+    assert (first.id, first.requests, first.blamed[Blame.VERSION]) == ("7-1", 2, 1)
+    assert (first.counts[0], first.counts[-1], sum(first.counts)) == (1, 1, 4)
+    seen.record(Blame.INPUT, 0.002)
     second = seen.take("7-2")
-    assert (second.requests, second.errors, sum(second.counts)) == (1, 0, 1)
+    assert (second.requests, dict(second.blamed), sum(second.counts)) == (1, {Blame.INPUT: 1}, 1)
     assert second.latency_sum == pytest.approx(0.002)
-    assert seen.requests == 4
+    assert seen.requests == 5
 
 
 def test_what_fits_together_is_batched() -> None:
@@ -116,7 +117,7 @@ def test_a_batch_gives_each_its_rows() -> None:
 def test_a_latency_is_counted_under_the_first_bound_that_covers_it(seconds: float) -> None:
     """Bounds are upper and inclusive, like Prometheus' `le`."""
     seen = Statistics()
-    seen.record(200, seconds)
+    seen.record(Blame.NONE, seconds)
     bucket = seen.counts.index(1)
     assert bucket == len(BOUNDS) or seconds <= BOUNDS[bucket]
     assert bucket == 0 or seconds > BOUNDS[bucket - 1]
