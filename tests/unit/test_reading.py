@@ -108,6 +108,14 @@ def test_one_number_a_row_decides_between_two_classes(tmp_path: Path, end: Any, 
     assert seen["right"].facts["notes"] == [f"output y is read as {how}"]
 
 
+def test_a_name_that_says_logit_is_believed(tmp_path: Path) -> None:
+    """Logits that all lie within 0 to 1 are no probabilities."""
+    made = bench(tmp_path, filled(Linear(), 0 * WEIGHT, 0.3), ("logit",))
+    outcome = made.run(made.add(x=INPUTS, labels=RARE), gates=())
+    assert accuracy(outcome) == pytest.approx(RARE.mean())
+    assert "output logit is read as logits: class 1 above 0" in outcome.facts["notes"]
+
+
 def test_the_recipe_gives_the_threshold(tmp_path: Path) -> None:
     """What no output can tell (logits that lie within 0 to 1 by chance) the recipe says; elsewhere it has no place."""
     made = bench(tmp_path / "one", filled(Linear(end=torch.sigmoid), WEIGHT, 0.0))
