@@ -19,6 +19,8 @@ from torch import nn
 from weighbridge.engines.manifest import ArtifactFile, TensorSpec
 from weighbridge.registry.errors import InvalidRecipe
 from weighbridge.registry.recipe import Gate, Quality, parse
+from weighbridge.registry.schemas import Variant
+from weighbridge.report import subject, tables
 from weighbridge.workers.compression.types import Original
 from weighbridge.workers.evaluate import EvaluateTask, evaluate
 from weighbridge.workers.evaluation import reading
@@ -376,3 +378,14 @@ def test_outputs_of_every_kind_are_measured() -> None:
     image = RNG.standard_normal((6, 3, 8, 8))
     assert drift(image, 1.01 * image)["error"] < 0.02
     assert drift(image[:, 0, 0, 0], 0 * image[:, 0, 0, 0])["error"] >= 1
+
+
+def test_a_report_says_how_far_the_other_outputs_drift(heads: Bench) -> None:
+    """Beside the drift of the one that is read, which no other's figures replace."""
+    ruined = heads.variant(lambda name, value: value.flip(0) if name.startswith("price") else value)
+    outcome = heads.compare(ruined, labelled(heads))
+    variant = Variant(name="v", status="rejected", metrics=list(outcome.metrics), gates=list(outcome.gates))
+    drift = tables._drift(variant)
+    assert drift.startswith("top-1 1, ")
+    assert ", price error 1." in drift
+    assert subject.metric(variant, "error") is None
