@@ -206,10 +206,14 @@ def test_other_weights_leave_the_file_alone(tmp_path: Path) -> None:
     assert replace_weights(module) == (6, 6)
     assert torch.equal(mapped, kept["0.weight"])
     assert not any(torch.equal(value, kept[name]) for name, value in module.state_dict().items())
+    summed = nn.Linear(4, 1)
+    before = summed.weight.sum().item()
+    replace_weights(summed)
+    assert summed.weight.sum().item() != pytest.approx(before, rel=0.1), "not only their places change"
     small = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    before = small[0].weight.detach().clone()
+    first = small[0].weight.detach().clone()
     assert replace_weights(small, budget=4 * (8 + 2)) == (2, 4)
-    assert torch.equal(small[0].weight, before)
+    assert torch.equal(small[0].weight, first)
 
 
 def test_a_reference_is_of_numbers() -> None:

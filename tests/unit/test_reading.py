@@ -19,6 +19,8 @@ from torch import nn
 from weighbridge.engines.manifest import ArtifactFile, TensorSpec
 from weighbridge.registry.errors import InvalidRecipe
 from weighbridge.registry.recipe import Gate, Quality, parse
+from weighbridge.registry.schemas import Variant
+from weighbridge.report import subject, tables
 from weighbridge.workers.compression.types import Original
 from weighbridge.workers.evaluate import EvaluateTask, evaluate
 from weighbridge.workers.evaluation import reading
@@ -106,6 +108,14 @@ def test_one_number_a_row_decides_between_two_classes(tmp_path: Path, end: Any, 
     assert "every row is answered with class 0: the model tells nothing apart" in seen["never"].facts["notes"]
     how = "probabilities: class 1 above 0.5" if end else "logits: class 1 above 0"
     assert seen["right"].facts["notes"] == [f"output y is read as {how}"]
+
+
+def test_a_name_that_says_logit_is_believed(tmp_path: Path) -> None:
+    """Logits that all lie within 0 to 1 are no probabilities."""
+    made = bench(tmp_path, filled(Linear(), 0 * WEIGHT, 0.3), ("logit",))
+    outcome = made.run(made.add(x=INPUTS, labels=RARE), gates=())
+    assert accuracy(outcome) == pytest.approx(RARE.mean())
+    assert "output logit is read as logits: class 1 above 0" in outcome.facts["notes"]
 
 
 def test_the_recipe_gives_the_threshold(tmp_path: Path) -> None:
@@ -368,3 +378,14 @@ def test_outputs_of_every_kind_are_measured() -> None:
     image = RNG.standard_normal((6, 3, 8, 8))
     assert drift(image, 1.01 * image)["error"] < 0.02
     assert drift(image[:, 0, 0, 0], 0 * image[:, 0, 0, 0])["error"] >= 1
+
+
+def test_a_report_says_how_far_the_other_outputs_drift(heads: Bench) -> None:
+    """Beside the drift of the one that is read, which no other's figures replace."""
+    ruined = heads.variant(lambda name, value: value.flip(0) if name.startswith("price") else value)
+    outcome = heads.compare(ruined, labelled(heads))
+    variant = Variant(name="v", status="rejected", metrics=list(outcome.metrics), gates=list(outcome.gates))
+    drift = tables._drift(variant)
+    assert drift.startswith("top-1 1, ")
+    assert ", price error 1." in drift
+    assert subject.metric(variant, "error") is None

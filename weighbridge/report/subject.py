@@ -91,7 +91,8 @@ def collect(client: Client, model: str, selector: int | str) -> Subject:
     )
 
 
-_PARTS = ("class=", "output=")
+OUTPUT = "output="
+_PARTS = ("class=", OUTPUT)
 """Slices that are of parts: of one class, of an output that no metric reads."""
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from weighbridge.registry.schemas import Variant, VariantBenchmark
+from weighbridge.registry.schemas import Metric, Variant, VariantBenchmark
 from weighbridge.report import words
 from weighbridge.report.layers import Noise
 from weighbridge.report.quality import Classes
-from weighbridge.report.subject import Device, Subject, metric, serving_row
+from weighbridge.report.subject import OUTPUT, Device, Subject, metric, serving_row
 from weighbridge.report.words import NOTHING
 
 _BAD = ("rejected", "failed", "quarantined", "invalid_noisy")
@@ -78,7 +78,13 @@ def _kept(one: Variant) -> str:
 def _drift(one: Variant) -> str:
     names = (("top1", "top-1"), ("kl_mean", "KL"), ("cosine", "cosine"), ("max_abs", "max"))
     said = [f"{shown} {value:.3g}" for name, shown in names if (value := metric(one, name)) is not None]
-    return ", ".join(said[:3]) or NOTHING
+    others = [f"{row.slice.removeprefix(OUTPUT)} error {row.value:.3g}" for row in one.metrics if _of_output(row)]
+    return ", ".join([*said[:3], *others]) or NOTHING
+
+
+def _of_output(row: Metric) -> bool:
+    """Of an output that no metric reads."""
+    return row.name == "error" and row.slice.startswith(OUTPUT)
 
 
 def speeds(device: Device) -> Table:

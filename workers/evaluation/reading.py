@@ -16,7 +16,8 @@ from weighbridge.engines.protocols import Array
 from weighbridge.registry.recipe import Task
 from weighbridge.workers.evaluation.datasets import LABELS, BadDataset, Batch, Source
 
-SCORES = frozenset({"logit", "logits", "score", "scores", "prob", "probs", "probability", "probabilities"})
+_LOGITS = frozenset({"logit", "logits"})
+SCORES = _LOGITS | frozenset({"score", "scores", "prob", "probs", "probability", "probabilities"})
 _USUAL: Mapping[Task, frozenset[str]] = {
     "classification": SCORES,
     "language": SCORES,
@@ -83,8 +84,8 @@ def find(
 ) -> Reading:
     """Choose the output, check the set's classes against it, and decide how one column is read.
 
-    One column is of logits where one answer lies outside 0 to 1 (`answer` is asked until then). Raises Unclear,
-    BadDataset, and what `answer` raises.
+    One column is of logits where its name says so, or one answer lies outside 0 to 1 (`answer` is asked until then).
+    Raises Unclear, BadDataset, and what `answer` raises.
     """
     spec = choose(task, outputs, source, named)
     one = task == "classification" and _one_column(spec)
@@ -93,7 +94,7 @@ def find(
     check_classes(task, spec, source.classes)
     if not one:
         return Reading(spec, task)
-    probabilities = all(
+    probabilities = not words(spec.name) & _LOGITS and all(
         ((column >= 0) & (column <= 1)).all() for column in (answer(batch)[spec.name] for batch in source.batches())
     )
     usual = 0.5 if probabilities else 0.0
