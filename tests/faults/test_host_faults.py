@@ -145,7 +145,7 @@ def start(registry: Registry, tmp_path: Path) -> Iterator[Start]:
         host.process.wait()
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 100) -> Any:
     deadline, tick = time.monotonic() + seconds, threading.Event()
     while not (found := condition()):
         assert time.monotonic() < deadline

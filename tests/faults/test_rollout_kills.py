@@ -12,7 +12,7 @@ from fixtures.worker import until
 
 from weighbridge.registry.errors import RegistryError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RECIPE = """
 gates:

@@ -20,7 +20,7 @@ from weighbridge.registry.db import Database
 from weighbridge.registry.models import Checkpoint, Job
 
 
-def await_(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def await_(condition: Callable[[], bool], what: str, seconds: float = 100.0) -> None:
     """Poll another process until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():

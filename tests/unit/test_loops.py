@@ -78,12 +78,12 @@ def test_waking_turns_it_at_once_and_stopping_ends_it() -> None:
     step = Script(60.0, 60.0)
     loop = Loop(step, threads=2)
     loop.start()
-    assert step.turned.wait(5)
+    assert step.turned.wait(60)
     while step.turns:  # both threads had their first turn
-        assert step.turned.wait(5)
+        assert step.turned.wait(60)
     step.turned.clear()
     loop.wake()
-    assert step.turned.wait(5)
+    assert step.turned.wait(60)
     loop.stop()
     assert loop.join(time.monotonic() + 5)
 
@@ -93,7 +93,7 @@ def test_a_bell_does_not_shorten_a_backoff() -> None:
     step = Script(*[AccessDenied("no")] * 1000)
     loop = Loop(step)
     loop.start()
-    assert step.turned.wait(5)
+    assert step.turned.wait(60)
     for _ in range(100):
         loop.wake()
     loop.stop()

@@ -20,7 +20,7 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Notif
     url = f"memory://{tmp_path}" if request.param == "memory" else request.getfixturevalue("shared_valkey").url
     pair = open_notifier(url, str(tmp_path)), open_notifier(url, str(tmp_path))
     with pair[0].listen("jobs") as first:
-        assert request.param == "memory" or first.wait(5), "its connection rings a new bell once"
+        assert request.param == "memory" or first.wait(60), "its connection rings a new bell once"
         yield pair
     for one in pair:
         one.close()
@@ -32,9 +32,9 @@ def test_a_ring_is_heard_by_topic(ends: tuple[Notifier, Notifier]) -> None:
     with here.listen("jobs", "events") as bell, here.listen("hosts") as other:
         there.ring("jobs")
         there.ring("events")
-        assert bell.wait(5)
+        assert bell.wait(60)
         there.ring("hosts")
-        assert other.wait(5)
+        assert other.wait(60)
         bell.wait(0)
         assert not bell.wait(0.02)
     there.ring("jobs")
@@ -47,7 +47,7 @@ def test_a_ring_calls_back(ends: tuple[Notifier, Notifier]) -> None:
     called = threading.Event()
     with here.listen("jobs", then=called.set):
         there.ring("jobs")
-        assert called.wait(5)
+        assert called.wait(60)
 
 
 def test_channels_are_apart(ends: tuple[Notifier, Notifier], tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_it_hears_again_when_the_broker_is_back(valkey: Valkey, monkeypatch: pyt
     with here.listen("jobs") as bell:
         for _ in range(2):
             valkey.start()
-            assert bell.wait(5)
-            deadline = time.monotonic() + 5
+            assert bell.wait(60)
+            deadline = time.monotonic() + 60
             heard = False
             while not heard and time.monotonic() < deadline:
                 there.ring("jobs")

@@ -21,7 +21,7 @@ from weighbridge.daemon.process import RESTART_FIRST, RESTART_MAX, SETTLED, Chil
 from weighbridge.registry.recipe import Gate, Policy
 
 
-def await_(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def await_(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Poll until it holds; for what only the kernel knows."""
     deadline = time.monotonic() + seconds
     while not condition():
