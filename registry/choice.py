@@ -78,15 +78,16 @@ def choose(candidates: Sequence[Candidate], objective: Objective, metric: str = 
     on_front = tuple(front(candidates))
     missed = _missed(original, objective)
     meeting = [one for one in candidates if one is not original and not _missed(one, objective)]
-    if missed and not meeting:
-        return Chosen(ORIGINAL, f"the original misses {missed}, and so does every variant measured here", on_front)
     proven = missed and not _unknown(original, objective)
+    if missed and not meeting:
+        others = "so does every variant measured here" if proven else "no variant measured here is known to"
+        return Chosen(ORIGINAL, f"the original {missed}, and {others}", on_front)
     better = meeting if proven else [one for one in meeting if _beats(one, original, objective)]
     if not better:
         return Chosen(ORIGINAL, _no_better(original, candidates, meeting, objective), on_front)
     best = _best(better, original, objective)
     reason = _words(original, best, objective, metric)
-    return Chosen(best.variant, f"the original misses {missed}; {reason}" if missed else reason, on_front)
+    return Chosen(best.variant, f"the original {missed}; {reason}" if missed else reason, on_front)
 
 
 def _dominates(a: Candidate, gains: Mapping[str, float], b: Candidate, other_gains: Mapping[str, float]) -> bool:
@@ -143,18 +144,19 @@ def _unknown(one: Candidate, objective: Objective) -> bool:
 
 
 def _missed(one: Candidate, objective: Objective) -> str:
-    """The limits that it misses, or is not known to meet, in words."""
+    """`misses` the limits, or `is not known to meet` them, in words; empty where it meets all."""
     missed = []
     busy = f"measured beside other work: {AGAIN}"
+    verb = "is not known to meet" if _unknown(one, objective) else "misses"
     if objective.max_p99 is not None and (one.contended or one.p99 > objective.max_p99):
-        seen = f"not known, {busy}" if one.contended else _time(one.p99)
+        seen = busy if one.contended else _time(one.p99)
         missed.append(f"max_p99 ({seen}, at most {_time(objective.max_p99)})")
     if objective.min_throughput is not None and (one.contended or one.throughput < objective.min_throughput):
-        seen = f"not known, {busy}" if one.contended else f"{one.throughput:,.0f} rows/s"
+        seen = busy if one.contended else f"{one.throughput:,.0f} rows/s"
         missed.append(f"min_throughput ({seen}, at least {objective.min_throughput:,.0f})")
     if objective.max_memory is not None and one.memory > objective.max_memory:
         missed.append(f"max_memory ({_mib(one.memory)}, at most {_mib(objective.max_memory)})")
-    return " and ".join(missed)
+    return f"{verb} {' and '.join(missed)}" if missed else ""
 
 
 def _no_better(
@@ -164,7 +166,7 @@ def _no_better(
         return "no other variant was measured here"
     if not meeting:
         others = [one for one in candidates if one is not original]
-        return f"no variant meets the limits: {others[0].variant} misses {_missed(others[0], objective)}"
+        return f"no variant meets the limits: {others[0].variant} {_missed(others[0], objective)}"
     best = _best(meeting, original, objective)
     spread = f"the spread of {_spread(original, best):.1%}"
     busy = original.contended or best.contended

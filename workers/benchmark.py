@@ -328,11 +328,11 @@ def _clocks() -> list[float]:
 
 
 def _said(row: Benchmark) -> str:
-    interval = f"({row.speedup_low:.2f}–{row.speedup_high:.2f} × its speed)"
+    interval = f"{row.speedup_low:.2f}–{row.speedup_high:.2f}"
     if row.finding == "same":
-        ratio = f"no difference from the original is shown {interval}"
+        ratio = f"no difference from the original is shown ({interval} × its speed)"
     else:
-        ratio = f"{row.speedup:.2f} × the original's speed {interval}"
+        ratio = f"{row.speedup:.2f} × the original's speed ({interval})"
     if row.contended:
         return f"{ratio}, measured beside other work: {row.contended}"
     return f"{ratio}; p50 {row.p50:.3g} s, p99 {row.p99:.3g} s, {row.throughput:,.0f} rows a second"

@@ -121,7 +121,7 @@ def test_a_limit_needs_a_free_machine(database: Database, open_version: Callable
             assert variants.settled(tx, 1), "the choice waits for no retry"
             choice = placement.choices(tx, tx.get_one(Version, 1), [CPU])[CPU]
         assert choice.variant == "original"
-        assert "max_p99 (not known, measured beside other work" in choice.reason
+        assert "bf16 is not known to meet max_p99 (measured beside other work" in choice.reason
         assert f"max_p99 cannot be judged beside other work ({BESIDE}); next try " in newest(database)
         assert newest(database).endswith("or now: `weighbridge benchmark retry digits 1 bf16`")
     job = end(database, "bf16", faster(contended=BESIDE))

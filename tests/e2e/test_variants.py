@@ -1,12 +1,12 @@
 """Variants, as a story: smaller forms of a version earn their place, by what they keep and by what was measured.
 
-In one process, as tests/e2e/test_story.py. Nothing is measured here: measurements arrive as from another machine, by
-`weighbridge benchmark import`'s own call. `weighbridge demo` measures for itself (test_demo.py).
+In one process, as tests/e2e/test_story.py. But for the last test nothing is measured here: measurements arrive as from
+another machine, by `weighbridge benchmark import`'s own call. `weighbridge demo` measures for itself (test_demo.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from fixtures.digits import Digits
 from fixtures.house import House
 from safetensors.numpy import save
 
+from weighbridge.engines.hardware import describe
+from weighbridge.registry import workers_seen
 from weighbridge.registry.errors import Conflict, NotFound
+from weighbridge.registry.lifecycle import kind_queue
 from weighbridge.registry.schemas import Benchmark, Variant
 
 pytestmark = pytest.mark.slow
@@ -155,3 +158,44 @@ def test_a_better_variant_that_no_host_can_load_goes_back(shop: House) -> None:
     assert {held[1] for held in shop.held().values()} == {"original"}
     (choice,) = (choice for choice in shop.client.choices("digits") if choice.kind == KIND)
     assert choice.variant == "bf16"
+
+
+def until(house: House, holds: Callable[[], bool]) -> None:
+    """Settle until it does: a stage that ends without an event is no change that `settle` sees."""
+    for _ in range(20):
+        house.settle()
+        if holds():
+            return
+    raise AssertionError([(one.name, one.status, one.reason, one.jobs) for one in house.version().variants])
+
+
+def test_a_variant_is_measured_and_chosen_on_any_machine(
+    tmp_path: Path, digits: Digits, digits_linear: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, now, whatever else runs: by its ratio to the original, with the interval; and again, when asked to."""
+    monkeypatch.setenv("WEIGHBRIDGE_WORKER__BENCHMARK_SECONDS", "0.4")
+    monkeypatch.setenv("WEIGHBRIDGE_WORKER__MACHINE", str(tmp_path / "machine"))
+    hardware = describe()
+    with ExitStack() as parts:
+        house = House(tmp_path, parts, kind=hardware.kind)
+        with house.database.transaction() as tx:
+            queues = ["variants", kind_queue(hardware.kind)]
+            workers_seen.seen(
+                tx, "worker", machine="m", queues=queues, kind=hardware.kind, hardware=hardware.model_dump()
+            )
+        house.register("digits-linear", digits_linear)
+        house.put("recipe.yaml", "{variants: [onnx], objective: {best: latency}, rollout: {automatic: true, bake: 0}}")
+        house.put("eval.safetensors", save({"pixels": digits.held_out, "labels": digits.held_out_labels}))
+        house.publish("monday", digits.train(rows=1397))
+        until(house, lambda: {held[1] for held in house.held().values()} == {"onnx"})
+        rows = {row.variant: row for row in house.client.benchmarks("digits")}
+        assert {name: (row.status, row.finding) for name, row in rows.items()} == {
+            "original": ("valid", "same"),
+            "onnx": ("valid", "faster"),
+        }
+        assert house.version().variants_settled
+        (choice,) = (choice for choice in house.client.choices("digits") if choice.kind == hardware.kind)
+        assert f"({rows['onnx'].speedup_low:.2f}–{rows['onnx'].speedup_high:.2f} × its speed)" in choice.reason
+        (job,) = house.client.retry_benchmarks("digits", "latest", "onnx")
+        assert (job.state, job.attempt) == ("queued", 1)
+        until(house, lambda: [row.variant for row in house.client.benchmarks("digits")].count("onnx") == 2)

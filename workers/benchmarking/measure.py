@@ -31,7 +31,7 @@ Depth = Literal["quick", "full"]
 ORIGINAL, AGAIN, CANDIDATE = "original", "again", "candidate"
 SHARES = {"single_stream": 0.5, "offline": 0.25, "server": 0.15, "closed": 0.1}
 """Of the budget. The server scenario takes more where its proofs need it; an extra mode gets half of the first two."""
-MORE = {"single_stream": 0.4, "offline": 0.06}
+MORE = {"single_stream": 0.4, "offline": 0.03}
 """Of the seconds up to the bound, for rounds beyond those while the interval is wide; offline: of each batch."""
 OFFLINE_MOST = 4.0
 """Of the budget, for the rounds of one batch: more than that a program of seconds a request does not get."""

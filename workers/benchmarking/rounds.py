@@ -8,7 +8,8 @@ Every round counts, whatever the machine did meanwhile: that is noted beside it,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,39 +137,41 @@ class Course:
         Whether they are enough must follow from how sure they are, never from what they say. Raises ChildFailed.
         """
         seen, start = Seen(batch, on_cpu=self._gpu is None), self._clock()
-        try:
-            while (
-                seen.rounds < LEAST or (took := self._clock() - start) < seconds or (took < most and not enough(seen))
-            ):
+
+        def more() -> bool:
+            took = self._clock() - start
+            return seen.rounds < LEAST or took < seconds or (took < most and not enough(seen))
+
+        with suppress(OutOfTime), self._within():
+            while more():
                 self._beat()
                 seen.add(*self._round(names, batch, requests))
-        except OutOfTime:
-            self.over = True
         return seen
 
     def once(self, name: str, do: str, **order: Any) -> tuple[dict[str, Any], str]:
         """One order that is measured by itself, and what took the machine meanwhile. Raises OutOfTime, ChildFailed."""
-        self.beat()
-        self._give_way()
-        self._watch.start()
-        answer = self.ask(name, do, **order)
+        with self._within():
+            self._beat()
+            self._give_way()
+            self._watch.start()
+            answer = self.children[name].ask(do, **order)
         return answer, contention.taken([self._read([answer])], self.limits)
 
     def ask(self, name: str, do: str, **order: Any) -> dict[str, Any]:
         """Raises OutOfTime, ChildFailed."""
+        with self._within():
+            return self.children[name].ask(do, **order)
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        """Once the bound was reached nothing runs any more: neither is the machine ours then."""
         if self.over:
             raise OutOfTime
         try:
-            return self.children[name].ask(do, **order)
+            yield
         except OutOfTime:
             self.over = True
             raise
-
-    def beat(self) -> None:
-        """Raises OutOfTime, and what the caller's progress raises."""
-        if self.over:
-            raise OutOfTime
-        self._beat()
 
     def _round(
         self, names: Sequence[str], batch: int, requests: int
