@@ -139,7 +139,7 @@ class Listing:
                 inside = group.path if group is not None and group.folder else "\0"
                 hasher, pending, newest = blake3(), [], _NEVER
             if group is not None:
-                if info.modified > newest and (not group.folder or names.is_weights(info.key)):
+                if info.modified > newest and (inside == "\0" or names.is_weights(info.key)):
                     newest = info.modified
                 pending.append(identity(info))
                 if len(pending) == _PENDING:
