@@ -35,6 +35,7 @@ class Building:
     ) -> None:
         self._module, self.parameters, self._names, self._unread = module, parameters, names, unread
         self._eager = Trials(module, None)
+        self._untouched = purity.registered(module)
         self.notes: list[str] = []
 
     def run(
@@ -55,7 +56,7 @@ class Building:
         return pt2, contract, outputs
 
     def contract(self, specs: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
-        """The inputs with what the module itself takes, and notes. An export shows where it indexes; it bounds no path."""
+        """The inputs with what the module itself takes, and notes. An export shows where it indexes, no more."""
         given = self._example(specs, None)
         self._names = self._output_names(specs, given)
         self._must_be_pure(self._module, specs, given)
@@ -72,7 +73,8 @@ class Building:
             known = rule_of(specs, base).maximum  # a branch of the export's, or the end of a table: it is tried
             wide = with_rule(specs, base, Length(axis=base[1]))
             specs = self._eager.bounded(wide, base, "", [known] if known is not None else [])
-        return specs, ()
+        lost = [name for names in self._lost(program) for name in names]
+        return specs, (f"{self._who}() never reads {', '.join(lost)}",) if lost else ()
 
     def _example(self, specs: tuple[TensorSpec, ...], example: Arrays | None) -> dict[str, Array]:
         if example is not None:
@@ -106,7 +108,8 @@ class Building:
         """Asked twice, in both orders."""
         first = {name: np.array(array) for name, array in given.items()}
         second = {name: np.flip(array, 0).copy() for name, array in first.items()}
-        purity.ask(self._answer(module, specs), first, second, module)
+        untouched = self._untouched if module is self._module else None
+        purity.ask(self._answer(module, specs), first, second, module, untouched)
 
     def _answer(self, module: nn.Module, specs: tuple[TensorSpec, ...]) -> purity.Answer:
         def answer(arrays: Arrays) -> dict[str, Array]:
@@ -157,6 +160,16 @@ class Building:
 
     def _refuse_unread(self, program: ExportedProgram) -> None:
         """A parameter that the program does not read would take a tensor of each checkpoint without using it."""
+        for lost in self._lost(program):
+            self.parameters |= {name: self.parameters[name].model_copy(update={"unread": True}) for name in lost}
+            if not any(fnmatchcase(lost[0], pattern) for pattern in self._unread):
+                raise TemplateError(
+                    f"{self._who}() never reads {lost[0]}: a checkpoint's tensor of that name would change nothing. "
+                    f"Remove it, or say so (--unread {lost[0]!r})"
+                )
+
+    def _lost(self, program: ExportedProgram) -> Iterator[list[str]]:
+        """The parameters that nothing reads, those that are tied together; integers count batches and the like."""
         targets = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
         read = {targets[n.name] for n in program.graph.nodes if n.op == "placeholder" and n.users and n.name in targets}
         groups: dict[str, set[str]] = {}
@@ -164,14 +177,8 @@ class Building:
             groups.setdefault(its.tied or name, set()).add(name)
         for names in groups.values():
             lost = sorted(name for name in names if self.parameters[name].dtype in datatypes.FLOATING)
-            if not lost or names & read:
-                continue  # integers are bookkeeping: how many batches a norm has seen
-            self.parameters |= {name: self.parameters[name].model_copy(update={"unread": True}) for name in lost}
-            if not any(fnmatchcase(lost[0], pattern) for pattern in self._unread):
-                raise TemplateError(
-                    f"{self._who}() never reads {lost[0]}: a checkpoint's tensor of that name would change nothing. "
-                    f"Remove it, or say so (--unread {lost[0]!r})"
-                )
+            if lost and not names & read:
+                yield lost
 
     def _ranged(self, found: Assumed, uses: IndexUses, example: Arrays | None) -> Assumed:
         """With the values and lengths that the program's indices take."""
