@@ -185,7 +185,9 @@ class Building:
         specs = found.specs
 
         def make(wished: Mapping[tuple[str, int], int]) -> Arrays:
-            return drawn(specs, _EXAMPLE_ROWS, wished)
+            shapes = tensors.shaped(specs, _EXAMPLE_ROWS, wished)
+            dtypes = {spec.name: datatypes.to_numpy(spec.datatype) for spec in specs}
+            return {name: np.broadcast_to(np.zeros((), dtypes[name]), shape) for name, shape in shapes.items()}
 
         for base in found.bases:
             rule = rule_of(specs, base)
@@ -257,7 +259,9 @@ class Building:
         return shapes
 
     def _note(self, trials: Trials, specs: tuple[TensorSpec, ...], base: tuple[str, int], outside: str) -> None:
-        """Say where the contract ends though forward() goes on."""
+        """Say where a branch ends the contract though forward() goes on."""
+        if not outside:
+            return
         rule = rule_of(specs, base)
         beyond = [rule.maximum + 1] if rule.maximum is not None else []
         beyond += [length for length in (rule.minimum - 1, rule.minimum + 1) if length > 1 and not allows(rule, length)]
