@@ -30,7 +30,7 @@ def floats(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name=name, datatype="FP32", shape=shape)
 
 
-class Program(nn.Module):
+class Small(nn.Module):
     """A module of one function, with an embedding of 50 tokens, one of 20 positions and a table of 32."""
 
     def __init__(self, forward: Any) -> None:
@@ -42,7 +42,7 @@ class Program(nn.Module):
 
 def build(forward: Any, *specs: TensorSpec, **more: Any) -> template.Template:
     torch.manual_seed(0)
-    return template.build(Program(forward), specs, unread=["*"], **more)
+    return template.build(Small(forward), specs, unread=["*"], **more)
 
 
 def last_twelve(self: Any, ids: Any) -> Any:
