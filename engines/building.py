@@ -35,6 +35,7 @@ class Building:
     ) -> None:
         self._module, self.parameters, self._names, self._unread = module, parameters, names, unread
         self._eager = Trials(module, None)
+        self._untouched = purity.registered(module)
         self.notes: list[str] = []
 
     def run(
@@ -55,7 +56,7 @@ class Building:
         return pt2, contract, outputs
 
     def contract(self, specs: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
-        """The inputs with what the module itself takes, and notes. An export shows where it indexes."""
+        """The inputs with what the module itself takes, and notes. An export shows where it indexes, no more."""
         given = self._example(specs, None)
         self._names = self._output_names(specs, given)
         self._must_be_pure(self._module, specs, given)
@@ -72,7 +73,8 @@ class Building:
             known = rule_of(specs, base).maximum  # a branch of the export's, or the end of a table: it is tried
             wide = with_rule(specs, base, Length(axis=base[1]))
             specs = self._eager.bounded(wide, base, "", [known] if known is not None else [])
-        return specs, ()
+        lost = [name for names in self._lost(program) for name in names]
+        return specs, (f"{self._who}() never reads {', '.join(lost)}",) if lost else ()
 
     def _example(self, specs: tuple[TensorSpec, ...], example: Arrays | None) -> dict[str, Array]:
         if example is not None:
@@ -106,7 +108,8 @@ class Building:
         """Asked twice, in both orders."""
         first = {name: np.array(array) for name, array in given.items()}
         second = {name: np.flip(array, 0).copy() for name, array in first.items()}
-        purity.ask(self._answer(module, specs), first, second, module)
+        untouched = self._untouched if module is self._module else None
+        purity.ask(self._answer(module, specs), first, second, module, untouched)
 
     def _answer(self, module: nn.Module, specs: tuple[TensorSpec, ...]) -> purity.Answer:
         def answer(arrays: Arrays) -> dict[str, Array]:
@@ -157,15 +160,7 @@ class Building:
 
     def _refuse_unread(self, program: ExportedProgram) -> None:
         """A parameter that the program does not read would take a tensor of each checkpoint without using it."""
-        targets = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
-        read = {targets[n.name] for n in program.graph.nodes if n.op == "placeholder" and n.users and n.name in targets}
-        groups: dict[str, set[str]] = {}
-        for name, its in self.parameters.items():
-            groups.setdefault(its.tied or name, set()).add(name)
-        for names in groups.values():
-            lost = sorted(name for name in names if self.parameters[name].dtype in datatypes.FLOATING)
-            if not lost or names & read:
-                continue  # integers are bookkeeping: how many batches a norm has seen
+        for lost in self._lost(program):
             self.parameters |= {name: self.parameters[name].model_copy(update={"unread": True}) for name in lost}
             if not any(fnmatchcase(lost[0], pattern) for pattern in self._unread):
                 raise TemplateError(
@@ -173,12 +168,26 @@ class Building:
                     f"Remove it, or say so (--unread {lost[0]!r})"
                 )
 
+    def _lost(self, program: ExportedProgram) -> Iterator[list[str]]:
+        """The parameters that nothing reads, those that are tied together; integers count batches and the like."""
+        targets = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+        read = {targets[n.name] for n in program.graph.nodes if n.op == "placeholder" and n.users and n.name in targets}
+        groups: dict[str, set[str]] = {}
+        for name, its in self.parameters.items():
+            groups.setdefault(its.tied or name, set()).add(name)
+        for names in groups.values():
+            lost = sorted(name for name in names if self.parameters[name].dtype in datatypes.FLOATING)
+            if lost and not names & read:
+                yield lost
+
     def _ranged(self, found: Assumed, uses: IndexUses, example: Arrays | None) -> Assumed:
         """With the values and lengths that the program's indices take."""
         specs = found.specs
 
         def make(wished: Mapping[tuple[str, int], int]) -> Arrays:
-            return drawn(specs, _EXAMPLE_ROWS, wished)
+            shapes = tensors.shaped(specs, _EXAMPLE_ROWS, wished)
+            dtypes = {spec.name: datatypes.to_numpy(spec.datatype) for spec in specs}
+            return {name: np.broadcast_to(np.zeros((), dtypes[name]), shape) for name, shape in shapes.items()}
 
         for base in found.bases:
             rule = rule_of(specs, base)
@@ -250,7 +259,9 @@ class Building:
         return shapes
 
     def _note(self, trials: Trials, specs: tuple[TensorSpec, ...], base: tuple[str, int], outside: str) -> None:
-        """Say where the contract ends though forward() goes on."""
+        """Say where a branch ends the contract though forward() goes on."""
+        if not outside:
+            return
         rule = rule_of(specs, base)
         beyond = [rule.maximum + 1] if rule.maximum is not None else []
         beyond += [length for length in (rule.minimum - 1, rule.minimum + 1) if length > 1 and not allows(rule, length)]

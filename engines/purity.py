@@ -27,12 +27,23 @@ REPEATED = 1e-5
 """The same of an answer given twice."""
 TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)
+_TORCHS = frozenset(vars(nn.Module()))
+"""What every module holds, besides what its author gave it."""
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def ask(answer: Answer, first: Arrays, second: Arrays, module: nn.Module | None) -> None:
-    """Raise ImpureProgram unless `answer` is a function of its inputs alone; `module` is what it runs, if known."""
-    before = held(module)
+def ask(
+    answer: Answer,
+    first: Arrays,
+    second: Arrays,
+    module: nn.Module | None,
+    untouched: Mapping[str, list[Any]] | None = None,
+) -> None:
+    """Raise ImpureProgram unless `answer` is a function of its inputs alone; `module` is what it runs, if known.
+
+    `untouched`: what the module's parameters and buffers were before it was ever called.
+    """
+    before = {**held(module), **(untouched or {})}
     own = {name: array.copy() for name, array in first.items()}
     x = _copied(answer(first))
     if changed := [
@@ -40,12 +51,13 @@ def ask(answer: Answer, first: Arrays, second: Arrays, module: nn.Module | None)
     ]:
         raise ImpureProgram(f"forward() changes its input {changed[0]} in place: make a new tensor of it instead")
     y = _copied(answer(second))
-    again_x, again_y = _copied(answer(own)), _copied(answer(second))
+    again_x, again_y, third_y = (_copied(answer(one)) for one in (own, second, second))
     if changed := [name for name, value in held(module).items() if not _same(before.get(name), value)]:
         raise ImpureProgram(
             f"forward() changes {changed[0]}: one request would change the answer to the next; a program keeps nothing"
         )
-    if (name := _differs(x, again_x, REPEATED)) or (name := _differs(y, again_y, REPEATED)):
+    pairs = ((x, again_x), (y, again_y), (y, third_y))
+    if name := next((name for one, two in pairs if (name := _differs(one, two, REPEATED))), ""):
         raise ImpureProgram(
             f"output {name} is random: the same input has another answer when it is asked again (dropout left on, "
             "random numbers, or something kept from the request before)"
@@ -71,15 +83,22 @@ def ask_rows(answer: Answer, specs: Sequence[TensorSpec], inputs: Arrays) -> Non
 
 
 def held(module: nn.Module | None) -> dict[str, list[Any]]:
-    """What a module holds besides its parameters, by name: copies of buffers and plain tensors, numbers and texts."""
+    """What a module holds, by name: copies of buffers and plain tensors, numbers and texts, and sums of parameters."""
     found: dict[str, list[Any]] = {}
     for path, part in module.named_modules() if module is not None else ():
-        own = {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
-        for name, value in {**part._buffers, **own}.items():
+        own = {name: value for name, value in vars(part).items() if name not in _TORCHS}
+        sums = {name: _sum(value) for name, value in part._parameters.items()}
+        for name, value in {**sums, **part._buffers, **own}.items():
             leaves = torch.utils._pytree.tree_leaves(value)
             if all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves):
                 found[f"{path}.{name}".lstrip(".")] = [_copy(leaf) for leaf in leaves]
     return found
+
+
+def registered(module: nn.Module) -> dict[str, list[Any]]:
+    """Of what a module holds its parameters and buffers: what else it makes at its first call may be a constant."""
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    return {name: value for name, value in held(module).items() if name in names}
 
 
 def random_operators(graph: fx.Graph) -> list[str]:
@@ -102,6 +121,12 @@ def where(node: fx.Node) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
     own = [frame for frame in frames if not frame[0].startswith((TORCH, _OURS))]
     return f" ({own[-1][0].rpartition('/')[2]}:{own[-1][1]})" if own else ""
+
+
+def _sum(value: torch.Tensor | None) -> str:
+    """One pass and no copy: parameters may be most of the memory."""
+    plain = isinstance(value, torch.Tensor) and type(value.data) is torch.Tensor and value.layout is torch.strided
+    return str(value.detach().sum(dtype=torch.float64).item()) if plain and value is not None else ""
 
 
 def _copy(value: Any) -> Any:

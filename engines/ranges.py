@@ -6,6 +6,7 @@ vocabulary-sized computation, and whatever lies between (a clamp, an offset for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ _FAR = 2**31
 """What takes values up to here takes them all, as far as anybody asks."""
 _LONGEST = 1 << 20
 """Lengths up to here are tried; a table of more positions is no bound that a request would meet."""
+_ELEMENTS = 1 << 24
+"""Of any tensor on the way to an index while lengths are tried."""
 _PLACES = 4096
 """Columns whose bounds are looked for one by one."""
 _WRAPS = {"index", "index_put", "index_put_", "_unsafe_index", "take"}
@@ -88,24 +91,29 @@ class IndexUses:
         return {name: its for name, its in found.items() if its != Values()}
 
     def longest(self, base: tuple[str, int], rule: Length, example: Callable[..., Arrays]) -> int | None:
-        """The last length of the rule up to which every index stays inside; None: no table ends."""
+        """The last length of the rule up to which every index stays inside; None: no table that was asked ends."""
 
         def fits(length: int) -> bool:
             return self.take(example({base: length}))
 
-        if not self._uses or not fits(rule.minimum):
-            return rule.maximum
         most = min(rule.maximum or _LONGEST, _LONGEST)
-        good, bad = rule.minimum, rule.minimum
-        while bad <= most and fits(bad):
-            good, bad = bad, rule.minimum + max(1, 2 * (bad - rule.minimum) // rule.step) * rule.step
-        if bad > most and fits(rule.minimum + (most - rule.minimum) // rule.step * rule.step):
+        while most > rule.minimum and not self._affordable(example, {base: most}):
+            most //= 2
+        most = rule.minimum + max(0, most - rule.minimum) // rule.step * rule.step
+        if not self._uses or not fits(rule.minimum) or fits(most):
             return rule.maximum
-        bad = min(bad, most + rule.step)
+        good, bad = rule.minimum, most
         while bad - good > rule.step:
             middle = good + (bad - good) // (2 * rule.step) * rule.step
             good, bad = (middle, bad) if fits(middle) else (good, middle)
         return good
+
+    def _affordable(self, example: Callable[..., Arrays], wished: Mapping[tuple[str, int], int]) -> bool:
+        """Whether what leads to an index stays small: relative positions are a square of the length."""
+        shapes = {name: array.shape for name, array in example(wished).items()}
+        nodes = {node for use in self._uses for node in self._leads(use.index) or ()}
+        values = [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+        return all(math.prod(self._size(size, shapes) for size in value.shape) <= _ELEMENTS for value in values)
 
     def _leads(self, node: fx.Node) -> set[fx.Node] | None:
         """The nodes that an index is computed from; None where weights are among them."""
@@ -150,7 +158,10 @@ class IndexUses:
 
     def _run(self, node: fx.Node, arrays: Arrays, values: Mapping[fx.Node, Any]) -> Any:
         if node in self._inputs:
-            return datatypes.array_to_tensor(np.ascontiguousarray(arrays[self._inputs[node].name]))
+            array = arrays[self._inputs[node].name]
+            if array.dtype.kind in "fV":  # no index is made of it; its lengths are asked for
+                return torch.zeros((), dtype=datatypes.to_torch(self._inputs[node].datatype)).expand(array.shape)
+            return datatypes.array_to_tensor(np.ascontiguousarray(array))
         if node.op == "placeholder":
             return self._known[node.name]
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: values[one])

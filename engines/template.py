@@ -93,7 +93,7 @@ def find_contract(
     specs = calling.adapt(module, inputs, output_names)
     try:
         with quiet():
-            return Building(module, {}, tuple(output_names), ()).contract(specs)
+            return Building(module, describe_parameters(module), tuple(output_names), ()).contract(specs)
     finally:
         calling.restore(module)
         _put_back(module, kept)

@@ -26,7 +26,10 @@ def add(
     outputs: Sequence[Any],
     actor: str,
 ) -> Template:
-    """Register a template, and judge again what waits for one. Raises Conflict: a name is never given new content."""
+    """Register a template, and judge again what waits for one. Raises Conflict: a name is never given new content.
+
+    The same content may be added again: what is known of it by now (its contract) replaces what was.
+    """
     row = insert_or_skip(
         tx,
         Template(
@@ -42,11 +45,27 @@ def add(
         there = get(tx, name)
         if there.digest != digest:
             raise Conflict(f"template {name} is there with other content ({there.digest[:12]}): choose another name")
+        _learn(tx, there, parameters, inputs, outputs, actor)
         return there
     after = {"digest": digest, "fingerprint": fingerprint}
     events.record(tx, "template.added", subject=f"template:{row.id}", after={"name": name, **after}, actor=actor)
     _judge_waiting(tx, name, actor)
     return row
+
+
+def _learn(
+    tx: Session, row: Template, parameters: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequence[Any], actor: str
+) -> None:
+    known = {"parameters": dict(parameters), "inputs": list(inputs), "outputs": list(outputs)}
+    before = {name: getattr(row, name) for name in known}
+    if known == before:
+        return
+    for name, value in known.items():
+        setattr(row, name, value)
+    tx.add(row)
+    contract = {name: known[name] for name in ("inputs", "outputs")}
+    was = {name: before[name] for name in contract}
+    events.record(tx, "template.learnt", subject=f"template:{row.id}", before=was, after=contract, actor=actor)
 
 
 def get(tx: Session, name: str) -> Template:

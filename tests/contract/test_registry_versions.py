@@ -451,6 +451,19 @@ def test_a_template_opens_what_waits_for_a_program(database: Database) -> None:
         assert [job.state for job in jobs.of(tx, "version", 1)] == ["done", "queued"]
 
 
+def test_a_template_that_is_added_again_brings_what_is_known_of_it_now(database: Database) -> None:
+    """A template from before contracts gets one, and the event says what changed; the same again says nothing."""
+    old = {"name": "ids", "datatype": "INT64", "shape": [-1, -1]}
+    new = old | {"values": {"minimum": [0], "maximum": [49]}}
+    for inputs in ([old], [new], [new]):
+        with database.transaction() as tx:
+            given = {"parameters": {}, "inputs": inputs, "outputs": [], "actor": "ada"}
+            templates.add(tx, name="mlp", digest="d1", fingerprint="f1", **given)  # type: ignore[arg-type]
+    with database.read() as tx:
+        assert templates.get(tx, "mlp").inputs == [new]
+    assert kinds(database).count("template.learnt") == 1
+
+
 def test_measurements_of_a_repeated_attempt_replace_each_other(database: Database) -> None:
     """What an attempt that lost its lease had written is not counted twice; each judgement has its own."""
     recorded(database)

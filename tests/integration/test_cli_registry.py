@@ -115,3 +115,49 @@ def test_tokens_and_hosts_come_and_go(house: House, terminal: Terminal) -> None:
     house.settle()
     assert terminal.json("retire", "left", "-m", "gone")["state"] == "retired"
     terminal("retire", "nobody", code=Exit.NOT_FOUND)
+
+
+_PROGRAM = """
+import torch
+from torch import nn
+
+class Program(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.aux = nn.Embedding(50, 4), nn.Linear(2, 2)
+
+    def forward(self, ids, mask):
+        if ids.shape[1] > 12:
+            ids, mask = ids[:, -12:], mask[:, -12:]
+        return {"sum": (self.tokens(ids) * mask[..., None]).sum(1), "first": self.tokens(ids)[:, 0]}
+
+def build():
+    return Program()
+"""
+
+
+@pytest.mark.slow
+def test_adding_a_template_prints_what_it_takes(terminal: Terminal, tmp_path: Path) -> None:
+    """Names in any order, the contract in words and as JSON, and refusals that say what exists and what to do."""
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    inputs = ("--input", "mask=INT64[-1,-1]", "--input", "ids=INT64[-1,-1]")
+
+    def add(name: str, *more: str) -> tuple[str, ...]:
+        return ("template", "add", name, "program.py:build", *more)
+
+    assert "--unread 'aux.weight'" in terminal(*add("small", *inputs), code=Exit.FAILED)
+    assert "returns sum, first; there is no output logits" in terminal(
+        *add("small", *inputs, "--output", "logits", "--unread", "aux.*"), code=Exit.FAILED
+    )
+    unknown = terminal(*add("small", "--input", "tokens=INT64[-1,-1]", "--unread", "aux.*"), code=Exit.FAILED)
+    assert "takes ids, mask; there is no input tokens" in unknown
+    said = terminal(*add("small", *inputs, "--output", "sum", "--unread", "aux.*"))
+    assert "input ids: axis 1 is from 1 to 12 long" in said
+    assert "input ids: values 0 to 49" in said
+    assert "input mask: axis 1 is as long as axis 1 of ids" in said
+    assert "forward() takes 13 too" in said
+    added = terminal.json(*add("small", *inputs, "--output", "sum", "--unread", "aux.*"))
+    assert [spec["name"] for spec in added["inputs"]] == ["ids", "mask"]
+    assert added["inputs"][0]["lengths"] == [{"axis": 1, "maximum": 12}]
+    assert added["inputs"][0]["values"] == {"minimum": [0], "maximum": [49]}
+    assert [spec["name"] for spec in added["outputs"]] == ["sum"]

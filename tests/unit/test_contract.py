@@ -12,7 +12,16 @@ from torch.nn import functional
 
 from weighbridge.engines import template, tensors
 from weighbridge.engines.errors import InvalidInput, TemplateError
-from weighbridge.engines.manifest import Length, TensorSpec, Term, Values
+from weighbridge.engines.manifest import (
+    ArtifactFile,
+    Golden,
+    Length,
+    Manifest,
+    Program,
+    TensorSpec,
+    Term,
+    Values,
+)
 
 IDS = TensorSpec(name="ids", datatype="INT64", shape=(-1, -1))
 
@@ -21,7 +30,7 @@ def floats(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name=name, datatype="FP32", shape=shape)
 
 
-class Program(nn.Module):
+class Small(nn.Module):
     """A module of one function, with an embedding of 50 tokens, one of 20 positions and a table of 32."""
 
     def __init__(self, forward: Any) -> None:
@@ -33,7 +42,7 @@ class Program(nn.Module):
 
 def build(forward: Any, *specs: TensorSpec, **more: Any) -> template.Template:
     torch.manual_seed(0)
-    return template.build(Program(forward), specs, unread=["*"], **more)
+    return template.build(Small(forward), specs, unread=["*"], **more)
 
 
 def last_twelve(self: Any, ids: Any) -> Any:
@@ -58,6 +67,17 @@ def positions(self: Any, ids: Any) -> Any:
     return self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
 
 
+def relative(self: Any, ids: Any) -> Any:
+    at = torch.arange(ids.shape[1])
+    x = self.tokens(ids)
+    return x @ x.transpose(1, 2) + self.places(at[None] - at[:, None] + 10).sum(-1)
+
+
+def counted(self: Any, ids: Any) -> Any:
+    mask = ids.ne(1).int()
+    return self.tokens(ids) + self.places((torch.cumsum(mask, 1) * mask).long() + 1)
+
+
 def sixteen_wide(self: Any, x: Any) -> Any:
     return functional.linear(x, torch.ones(2, 16))
 
@@ -72,6 +92,8 @@ def convolved(self: Any, x: Any) -> Any:
         (last_twelve, IDS, Length(axis=1, maximum=12)),
         (sliced_table, IDS, Length(axis=1, maximum=32)),
         (positions, IDS, Length(axis=1, maximum=20)),
+        (relative, IDS, Length(axis=1, maximum=10)),
+        (counted, IDS, Length(axis=1, maximum=18)),
         (pairs, floats("x", -1, -1), Length(axis=1, minimum=2, step=2)),
         (parity, floats("x", -1, -1), Length(axis=1, minimum=2, step=2)),
         (sixteen_wide, floats("x", -1, -1), Length(axis=1, minimum=16, maximum=16)),
@@ -265,3 +287,18 @@ def test_a_spec_without_rules_is_written_as_it_always_was() -> None:
     assert floats("x", -1, 4).model_dump(mode="json") == {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
     for spec in CONTRACT:
         assert TensorSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_a_manifest_without_a_contract_keeps_its_digest() -> None:
+    """What was named before there were contracts is named so still."""
+    manifest = Manifest(
+        variant="original",
+        files=(ArtifactFile(path="a.safetensors", size=3, digest="a" * 64),),
+        program=Program(kind="template", name="t", digest="b" * 64),
+        binding={"w": "w"},
+        inputs=(floats("x", -1, 4),),
+        outputs=(floats("y", -1, 3),),
+        golden=Golden(digest="c" * 64, size=5, rtol=1e-4, atol=1e-5),
+    )
+    assert manifest.digest == "cadcb65e5b9c9ad50e10763048ba607fa77b56da878266599f36f6a8a198c1d0"
+    assert Manifest.model_validate_json(manifest.canonical()) == manifest

@@ -46,6 +46,22 @@ def caches(self: Any, x: Any) -> Any:
     return self.fc(x) + self.cache[0]
 
 
+def privately(self: Any, x: Any) -> Any:
+    self._calls = getattr(self, "_calls", 0) + 1
+    return self.fc(x)
+
+
+def behind_torch(self: Any, x: Any) -> Any:
+    self.fc.weight.data.mul_(1.0001)
+    return self.fc(x)
+
+
+def clipped(self: Any, x: Any) -> Any:
+    with torch.no_grad():
+        self.fc.weight.clamp_(-0.01, 0.01)
+    return self.fc(x)
+
+
 def in_place(self: Any, x: Any) -> Any:
     return self.fc(x.mul_(2))
 
@@ -81,6 +97,9 @@ def trained_norm(self: Any, x: Any) -> Any:
         (counts, "changes seen"),
         (calls, "changes calls"),
         (caches, "changes cache"),
+        (privately, "changes _calls"),
+        (behind_torch, "changes fc.weight"),
+        (clipped, "changes fc.weight"),
         (in_place, "changes its input x in place"),
         (dropout, "random"),
         (rarely, "random: dropout"),
