@@ -201,6 +201,7 @@ def _tried(session: Session, sample: Inputs, costs: Costs, meter: Meter) -> _Poi
     if units * elements > _MOST_ELEMENTS:
         return None
     try:
+        session.infer(sample)  # the first time prepares what stays: packed weights, pages of the file
         outputs, grown, seconds = meter.of(lambda: session.infer(sample))
     except Exception:  # it takes no more than before: that is all there is to know
         return None

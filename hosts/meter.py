@@ -24,6 +24,13 @@ class Meter:
     def __init__(self, device: str = "cpu") -> None:
         self.on_device = self._cuda = device.startswith("cuda")
 
+    def room(self, wanted: int) -> int:
+        """`wanted` bytes, or half of what the device has free where that is less."""
+        if not self._cuda:
+            return wanted
+        free, _ = sys.modules["torch"].cuda.mem_get_info()
+        return min(wanted, int(free) // 2)
+
     def of(self, call: Callable[[], T]) -> tuple[T, int, float]:
         """(what the call gives, bytes that memory grew by at its peak, seconds)."""
         before = self._begin()

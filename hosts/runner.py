@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 """Work that yields where others may have their turn."""
+_LARGEST_ANSWER = 16
+"""Times the largest body: the front holds an answer whole."""
 _LIMIT = 2
 """Times the budget of one request: what a child may take beyond what it holds when it is loaded."""
 
@@ -132,7 +134,8 @@ class Runner:
         self._session = self._background.run(load)
         self._golden = paths(parsed.golden.digest).read_bytes(), parsed.golden.tolerance
         self._model, self._version = model, version
-        self._budget, self._meter = memory, meter.Meter(device)
+        self._meter = meter.Meter(device)
+        self._budget = self._meter.room(memory)
         set_threads(threads)  # OpenMP counts threads per calling thread; this one will infer
         return {"seconds": time.monotonic() - began, "rss": resident_bytes()}
 
@@ -265,6 +268,8 @@ class Runner:
     def _guarded(self, steps: Steps[codec.Encoded]) -> Work:
         try:
             encoded = yield from steps
+            if (size := sum(map(len, encoded.parts))) > (most := _LARGEST_ANSWER * self._body_limit):
+                raise TooCostly(f"the answer has {size} bytes, this host sends at most {most}: ask for less at once")
         except Exception as exc:  # it failed on this input; the next request may be fine
             return self._fault(exc)
         return Kind.REPLY, {"status": 200, "header": encoded.header_length}, encoded.parts

@@ -165,6 +165,7 @@ def test_parameters_that_this_server_does_not_know_change_nothing(quick: Host, p
         (b"PUT /v2/models/scale/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n", b" ", 405),
     ],
 )
+@pytest.mark.slow
 def test_what_does_not_come_ends_with_its_deadline(quick: Host, first: bytes, drip: bytes, status: int) -> None:
     """The deadline begins with the first byte, is not moved by what drips in, and ends the connection."""
     began = time.monotonic()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
+from fixtures.fake_engine import FakeSession
 
 from weighbridge.engines.errors import InvalidInput
-from weighbridge.engines.manifest import TensorSpec
-from weighbridge.hosts import meter
+from weighbridge.engines.manifest import Manifest, TensorSpec
+from weighbridge.hosts import frames, meter
+from weighbridge.hosts.background import Background
 from weighbridge.hosts.costs import BLOCK_SECONDS, SAFETY, Costs, Curve, measure
 from weighbridge.hosts.errors import TooCostly
+from weighbridge.hosts.frames import Kind
+from weighbridge.hosts.runner import Runner
 
 MB = 1 << 20
 
@@ -186,3 +193,23 @@ def test_the_meter_sees_what_a_call_takes_and_gives_back() -> None:
     assert 60 * MB < grown < 140 * MB
     assert seconds > 0
     assert meter.machine_bytes() > 256 * MB
+
+
+def test_an_answer_that_outgrows_the_host_is_refused() -> None:
+    """The front holds an answer whole: one of over sixteen times the largest body gets 413, and the next is served."""
+    specs = (TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),)
+    runner = Runner(lambda: None, Background(), body_limit=400)  # type: ignore[arg-type,return-value]
+    runner._session = FakeSession(Manifest.model_construct(inputs=specs, outputs=specs), 1.0)
+    ours, theirs = socket.socketpair()
+    with ours, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(runner.serve, theirs)
+        for rows, status in ((500, 413), (5, 200)):
+            tensor = {"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": [1] * (rows * 4)}
+            body = orjson.dumps({"inputs": [tensor]})
+            frames.write(ours, frames.head(Kind.INFER, 1, {"deadline": float("1e12")}, len(body)), [body])
+            answer = frames.read(ours)
+            assert answer is not None
+            assert answer.meta["status"] == status
+        frames.write(ours, frames.head(Kind.EXIT, 0, {}), [])
+        served.result(20)
+    theirs.close()
