@@ -43,7 +43,8 @@ def ask(
 
     `untouched`: what the module's parameters and buffers were before it was ever called.
     """
-    before = {**held(module), **(untouched or {})}
+    whole = untouched is not None  # of weights in use, sums would cost as much as reading them again
+    before = {**held(module, parameters=whole), **(untouched or {})}
     own = {name: array.copy() for name, array in first.items()}
     x = _copied(answer(first))
     if changed := [
@@ -52,7 +53,9 @@ def ask(
         raise ImpureProgram(f"forward() changes its input {changed[0]} in place: make a new tensor of it instead")
     y = _copied(answer(second))
     again_x, again_y, third_y = (_copied(answer(one)) for one in (own, second, second))
-    if changed := [name for name, value in held(module).items() if not _same(before.get(name), value)]:
+    if changed := [
+        name for name, value in held(module, parameters=whole).items() if not _same(before.get(name), value)
+    ]:
         raise ImpureProgram(
             f"forward() changes {changed[0]}: one request would change the answer to the next; a program keeps nothing"
         )
@@ -82,12 +85,12 @@ def ask_rows(answer: Answer, specs: Sequence[TensorSpec], inputs: Arrays) -> Non
             )
 
 
-def held(module: nn.Module | None) -> dict[str, list[Any]]:
+def held(module: nn.Module | None, *, parameters: bool = True) -> dict[str, list[Any]]:
     """What a module holds, by name: copies of buffers and plain tensors, numbers and texts, and sums of parameters."""
     found: dict[str, list[Any]] = {}
     for path, part in module.named_modules() if module is not None else ():
         own = {name: value for name, value in vars(part).items() if name not in _TORCHS}
-        sums = {name: _sum(value) for name, value in part._parameters.items()}
+        sums = {name: _sum(value) for name, value in part._parameters.items() if parameters}
         for name, value in {**sums, **part._buffers, **own}.items():
             leaves = torch.utils._pytree.tree_leaves(value)
             if all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves):

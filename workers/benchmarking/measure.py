@@ -33,6 +33,8 @@ SHARES = {"single_stream": 0.5, "offline": 0.25, "server": 0.15, "closed": 0.1}
 """Of the budget. The server scenario takes more where its proofs need it; an extra mode gets half of the first two."""
 MORE = {"single_stream": 0.4, "offline": 0.03}
 """Of the seconds up to the bound, for rounds beyond those while the interval is wide; offline: of each batch."""
+MORE_TIMES = {"single_stream": 10.0, "offline": 1.0}
+"""And of the budget: who asks for a short benchmark gets a short one on a busy machine too."""
 OFFLINE_MOST = 4.0
 """Of the budget, for the rounds of one batch: more than that a program of seconds a request does not get."""
 SERVER_MOST = 0.5
@@ -134,7 +136,7 @@ class Measurement:
             self._names,
             batch=self._unit,
             seconds=SHARES["single_stream"] * self._wish.seconds,
-            most=MORE["single_stream"] * self._wish.most,
+            most=self._more("single_stream"),
             enough=lambda seen: self._sure(seen.faster(self._candidate, ORIGINAL), seen.faster(AGAIN, ORIGINAL), seen),
         )
         self.result.details["rounds"] = seen.rounds
@@ -149,6 +151,9 @@ class Measurement:
         original = statistics.summary(seen.latencies[ORIGINAL]) | {"throughput": seen.rate(ORIGINAL)}
         self.result.details |= {"against_itself": against_itself, "original": original}
         self._row("single_stream", self._wish.serving, seen, self.result.latency)
+
+    def _more(self, part: str) -> float:
+        return min(MORE[part] * self._wish.most, MORE_TIMES[part] * self._wish.seconds)
 
     def _sure(self, pair: Ratios, itself: Ratios, seen: Seen) -> bool:
         contended = bool(self._taken(seen))
@@ -205,7 +210,7 @@ class Measurement:
             names,
             batch=batch,
             seconds=seconds,
-            most=MORE["offline"] * self._wish.most,
+            most=self._more("offline"),
             enough=lambda seen: self._sure(seen.more(self._candidate, names[0]), self._itself, seen),
             requests=1 if slow > BLOCK_SECONDS else BLOCK_REQUESTS,
         )
