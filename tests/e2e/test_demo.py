@@ -31,7 +31,7 @@ def demo(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WEIGHBRIDGE_")}
     done = subprocess.run(
         [sys.executable, "-m", "weighbridge.cli", "demo", str(folder / "demo"), "--json", *arguments],
-        env=clean, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=850, check=False,
+        env=clean, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1450, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr[-3000:]
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -49,7 +49,7 @@ def left_running(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("where", ["folder", "s3"])
 def test_every_verdict_is_right_and_nothing_is_left_running(where: str, tmp_path: Path) -> None:
     """Eight drops end as they must, both hosts answer well with the newest, and every process it started is gone.
