@@ -97,12 +97,12 @@ def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) ->
         drops = Path(where["folder"])
         assert drops == tmp_path / "drops"
         (drops / "digits").mkdir()
-        (drops / "digits" / "1.safetensors").write_bytes(safetensors())
+        (drops / "digits" / "1.safetensors").write_bytes(safetensors(step="1"))
         await_(lambda: judged(where, 1), "the first is judged")
         await_(lambda: httpx.get(f"{where['registry']}/v1/hosts").json()["items"], "the host has enrolled")
         for words in (["valkey-server"], ["cli", "registry"], ["cli", "daemon"], ["cli", "worker"]):
             one_of(process, *words).kill()
-        (drops / "digits" / "2.safetensors").write_bytes(safetensors())
+        (drops / "digits" / "2.safetensors").write_bytes(safetensors(step="2"))
         await_(lambda: judged(where, 2), "the second is judged though everything was killed")
         refused = subprocess.run(
             [sys.executable, "-m", "weighbridge.cli", "up", "drops"], cwd=tmp_path, capture_output=True, text=True
@@ -113,7 +113,7 @@ def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) ->
         process.kill()
         process.wait(10)
         await_(lambda: not any(map(runs, left)), "nobody outlives it")
-    (drops / "digits" / "3.safetensors").write_bytes(safetensors())
+    (drops / "digits" / "3.safetensors").write_bytes(safetensors(step="3"))
     with up(tmp_path, "--hosts", "1") as (process, again):
         assert again == where, "everything is where it was"
         await_(lambda: judged(again, 3), "what was dropped meanwhile is judged")
