@@ -116,6 +116,7 @@ def test_memory_that_was_not_foreseen_ends_at_the_childs_limit(tmp_path: Path) -
     run(body, tmp_path, FAKE.model_copy(update={"request_memory_bytes": 64 * MB}), FAKE_PROGRAM)
 
 
+@pytest.mark.slow
 def test_a_queue_that_never_moves_is_seen_and_moved(tmp_path: Path) -> None:
     """A child that is stopped: the host is not ready while it hangs, the child is replaced though nobody's deadline is
     near, who it never came to is answered by the next one, and the hang is the version's fault."""
@@ -139,7 +140,7 @@ def test_a_queue_that_never_moves_is_seen_and_moved(tmp_path: Path) -> None:
         assert slot.child is not child
         assert slot.statistics.blamed == {Blame.VERSION: 1}
 
-    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 60, "hang_seconds": 1.0}), FAKE_PROGRAM)
+    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 60, "hang_seconds": 5.0}), FAKE_PROGRAM)
 
 
 def test_a_request_that_cannot_be_framed_leaves_nothing(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def _train(job: RankJob, rank: int, ranks: int) -> None:
     if rank == 0:
         result = {name: trained[name].detach().cpu() for name in set(job.tied.values()) & trained.keys()}
         save_file(result | {"losses": torch.tensor(losses)}, job.folder / recovery.RESULT)
+    dist.barrier()  # a rank that leaves while the other still averages aborts it
 
 
 def _student(job: RankJob, original: Original) -> nn.Module:
