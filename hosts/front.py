@@ -20,9 +20,9 @@ import uvicorn
 import weighbridge
 from weighbridge.hosts import blame, codec, frames, metrics
 from weighbridge.hosts.blame import Blame
+from weighbridge.hosts.bodies import Bodies, Body, Headers, Receive
 from weighbridge.hosts.children import Asked, Child
 from weighbridge.hosts.errors import (
-    BadRequest,
     BodyLate,
     ChildDied,
     Crashed,
@@ -31,7 +31,6 @@ from weighbridge.hosts.errors import (
     NotReady,
     Overloaded,
     RouteNotFound,
-    TooLarge,
     UnsupportedEncoding,
 )
 from weighbridge.hosts.frames import Frame, Kind
@@ -41,9 +40,7 @@ from weighbridge.hosts.settings import HostSettings
 
 log = logging.getLogger(__name__)
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 EXTENSIONS = ["binary_tensor_data", "model_repository(index)"]
 _JSON = (b"content-type", b"application/json")
@@ -55,8 +52,6 @@ _READING = ("GET", "HEAD")
 _ASKED_AGAIN = frozenset({Blame.REFUSED, Blame.INPUT})
 _LARGEST_ASKED = 1 << 20
 """Bytes of a body that the version before is asked about."""
-_DIGITS = 19
-"""No number of bytes has more; a longer one is no number that anybody meant."""
 
 
 class Target(NamedTuple):
@@ -65,14 +60,6 @@ class Target(NamedTuple):
     model: str
     version: str | None
     verb: str
-
-
-class Body(NamedTuple):
-    """An inference body as it came, and the two headers that say how to read it."""
-
-    data: bytes
-    header_length: int | None
-    encoding: str
 
 
 def parse_target(path: str) -> Target | None:
@@ -91,8 +78,7 @@ class Front:
 
     def __init__(self, slots: Slots, settings: HostSettings) -> None:
         self._slots, self._settings = slots, settings
-        self._held = 0
-        """Bytes of bodies that are here: still arriving, waiting for a child, or being computed."""
+        self._bodies = Bodies(settings)
         self._opinion: asyncio.Task[None] | None = None
 
     @property
@@ -171,47 +157,11 @@ class Front:
     async def _inferred(self, target: Target, scope: dict[str, Any], receive: Receive) -> tuple[int, Headers, bytes]:
         """Read the body and have it answered, all within the time that began with the request's first byte."""
         began = scope.get("state", {}).get(BEGAN) or time.monotonic()
-        parts: list[bytes] = []
+        body = await self._bodies.read(scope["headers"], receive, began)
         try:
-            length, encoding = self._announced(scope["headers"])
-            await self._arrive(parts, receive, began)
-            return await self._infer(target, Body(b"".join(parts), length, encoding), began)
+            return await self._infer(target, body, began)
         finally:
-            self._held -= sum(map(len, parts))
-
-    def _announced(self, headers: Headers) -> tuple[int | None, str]:
-        """(bytes of the JSON header, Content-Encoding) as the headers say, each number within its bounds."""
-        length, encodings = None, list[str]()
-        for name, value in headers:
-            if name == b"inference-header-content-length":
-                length = _length(name, value)
-                if length > self._settings.max_body_bytes:
-                    raise BadRequest(f"{name.decode()} {length} exceeds any body that this host takes")
-            elif name == b"content-encoding":
-                encodings.append(value.decode("latin-1").strip().lower())
-            elif name == b"content-length" and _length(name, value) > self._settings.max_body_bytes:
-                raise TooLarge(f"the body has {value.decode()} bytes, this host takes {self._settings.max_body_bytes}")
-        return length, ",".join(encodings)
-
-    async def _arrive(self, parts: list[bytes], receive: Receive, began: float) -> None:
-        """Collect the body in `parts`, bounded in size, in sum with the others that are here, and in time."""
-        settings, size, more = self._settings, 0, True
-        try:
-            async with asyncio.timeout(began + settings.request_seconds - time.monotonic()):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequest("the client left in the middle of its body")
-                    part, more = message.get("body", b""), message.get("more_body", False)
-                    size += len(part)
-                    if size > settings.max_body_bytes:
-                        raise TooLarge(f"the body exceeds this host's {settings.max_body_bytes} bytes")
-                    if self._held + len(part) > settings.held_bytes:
-                        raise Overloaded(f"bodies of {settings.held_bytes} bytes are held already (held_bytes)")
-                    parts.append(part)
-                    self._held += len(part)
-        except TimeoutError as exc:
-            raise BodyLate("the body did not arrive before the deadline") from exc
+            self._bodies.release(body)
 
     async def _infer(self, target: Target, body: Body, began: float) -> tuple[int, Headers, bytes]:
         slot = self._slots.find(target.model, target.version)
@@ -340,12 +290,6 @@ def _json(status: int, value: Any) -> tuple[int, Headers, bytes]:
 def _demand(method: str, wanted: tuple[str, ...], path: str) -> None:
     if method not in wanted:
         raise MethodNotAllowed(f"{path} takes {' and '.join(wanted)}, not {method}", *wanted)
-
-
-def _length(name: bytes, value: bytes) -> int:
-    if not value.isdigit() or len(value) > _DIGITS:
-        raise BadRequest(f"{name.decode()} must be a number of bytes, not {value[:40].decode('latin-1')!r}")
-    return int(value)
 
 
 class _Server(uvicorn.Server):
