@@ -10,8 +10,10 @@ It holds no token and opens nothing but its blobs; it ends when its host does, n
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -20,6 +22,8 @@ from typing import Any, NoReturn
 
 from weighbridge.hosts.background import Background, yield_processor
 
+EXPLAIN = signal.SIGUSR1
+"""On this signal a child writes to standard error where each of its threads is."""
 _FIRST_TO_GO = "500"
 """Where memory ends all the same, the kernel is to take an engine child: it comes back, and its host stays."""
 
@@ -28,6 +32,7 @@ def serve(fd: int, load: Callable[..., Any], host: int, *, body_limit: int, batc
     """Be a child: answer on the socket `fd` until it is closed, or the host of the pidfd `host` is gone."""
     from weighbridge.hosts.runner import Runner
 
+    faulthandler.register(EXPLAIN, all_threads=True)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     background = Background()

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from weighbridge.engines.errors import GoldenMismatch
 from weighbridge.hosts import frames
+from weighbridge.hosts.activity import Activity
+from weighbridge.hosts.child import EXPLAIN
 from weighbridge.hosts.errors import (
     Blocked,
     ChildDied,
@@ -86,8 +88,10 @@ class _Link(asyncio.Protocol):
 class Child:
     """One engine child. `died` is called once, with this child, if it ends without having been asked to."""
 
-    def __init__(self, process: Forked, transport: asyncio.WriteTransport, link: _Link) -> None:
-        self._process, self._transport, self._link = process, transport, link
+    def __init__(
+        self, process: Forked, transport: asyncio.WriteTransport, link: _Link, idle_limit: float = float("inf")
+    ) -> None:
+        self._process, self._transport, self._link, self._idle_limit = process, transport, link, idle_limit
         self._next_id = 0
         self._ending = False
         self.died: Callable[[Child], None] | None = None
@@ -104,7 +108,7 @@ class Child:
         except BaseException:
             ours.close()  # which ends the child, if there is one
             raise
-        child = cls(process, transport, link)
+        child = cls(process, transport, link, nursery.idle_limit)
         try:
             await child.ask(Kind.PING, {}, timeout=nursery.patience)
         except BaseException as exc:
@@ -156,11 +160,24 @@ class Child:
         return asked
 
     async def ask(self, kind: Kind, meta: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-        """One question and its answer's meta. Raises LoadFailed, ChildDied, DeadlineExceeded."""
+        """One question and its answer's meta. Raises LoadFailed, ChildDied, DeadlineExceeded.
+
+        A child that neither computes nor reads is not waited for to the end: it is stuck, and another may not be.
+        """
+        answer, until = self.send(kind, meta).future, time.monotonic() + timeout
+        activity = Activity(self.pid, time.monotonic())
         try:
-            frame = await asyncio.wait_for(self.send(kind, meta).future, timeout)
-        except TimeoutError as exc:
-            raise DeadlineExceeded(f"the engine child gave no answer within {timeout:g} s") from exc
+            while not answer.done():
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise DeadlineExceeded(f"the engine child gave no answer within {timeout:g} s")
+                await asyncio.wait((answer,), timeout=min(left, self._idle_limit / 4, 1.0))
+                if not answer.done() and (idle := activity.idle_for(time.monotonic())) >= self._idle_limit:
+                    await self.explain()
+                    raise DeadlineExceeded(f"the engine child neither computed nor read anything for {idle:.1f} s")
+        finally:
+            answer.cancel()  # of no more interest, where it is not done
+        frame = answer.result()
         if frame.kind == Kind.FAILED:
             failure = GoldenFailed if frame.meta["type"] == GoldenMismatch.__name__ else LoadFailed
             raise failure(f"{frame.meta['type']}: {frame.meta['error']}")
@@ -182,9 +199,15 @@ class Child:
         """End the child now. It counts as a death unless `end` was called before."""
         self._process.kill()
 
-    def replace(self, silent: float) -> None:
+    async def explain(self) -> None:
+        """Have the child write to the log where its threads are; it has a moment for it, as it is about to be ended."""
+        self._process.send(EXPLAIN)
+        await asyncio.wait((self._link.lost,), timeout=0.1)
+
+    async def replace(self, silent: float) -> None:
         """End a child that hangs: what it held first is the reason, and is told so."""
         self._link.cause = Hung(f"the engine child gave no sign of life for {silent:.1f} s and was ended")
+        await self.explain()
         self.kill()
 
     def _on_lost(self, _: object) -> None:
@@ -206,8 +229,12 @@ class Forked:
 
     def kill(self) -> None:
         """Kill it; one that has ended is no error."""
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal; one that has ended is no error."""
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._fd, number)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -230,6 +257,11 @@ class Nursery:
     def patience(self) -> float:
         """Seconds that starting a child may take."""
         return self._settings.load_seconds
+
+    @property
+    def idle_limit(self) -> float:
+        """Seconds that a child that was asked may do nothing at all."""
+        return self._settings.hang_seconds
 
     async def fork(self, theirs: socket.socket) -> Forked:
         """Make a child that owns a copy of this end of a socket pair. Raises LoadFailed."""

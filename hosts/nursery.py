@@ -15,8 +15,10 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from weighbridge.hosts import child
@@ -67,7 +69,18 @@ def _imported(arguments: argparse.Namespace) -> Callable[..., Any]:
     thread = threading.Thread(target=work, name="import")
     thread.start()
     thread.join()
+    _wait_for_exit(thread)
     return found[0]
+
+
+def _wait_for_exit(thread: threading.Thread) -> None:
+    """Wait until the kernel's thread has ended too: `join` returns when its Python has.
+
+    What it still frees then, it frees under locks of C libraries; a fork would inherit them locked, for ever.
+    """
+    left = Path(f"/proc/self/task/{thread.native_id}")
+    while left.exists():
+        time.sleep(0.001)  # the kernel has no event for the end of a thread of one's own
 
 
 def _named(reference: str) -> Callable[..., Any]:

@@ -36,7 +36,10 @@ class HostSettings(BaseModel):
         default=60.0, gt=0, description="Longest inference request, from its first byte (s)."
     )
     hang_seconds: float = Field(
-        default=60.0, gt=0, description="An engine child that has work and is silent for this long is replaced (s)."
+        default=60.0,
+        gt=0,
+        description="An engine child that has work and is silent for this long is replaced; one that loads, when it "
+        "neither computes nor reads for this long (s).",
     )
     queue: int = Field(default=512, ge=1, description="Most requests that may wait for one version; then 503.")
     batch: int = Field(

@@ -166,10 +166,10 @@ class Swapper:
         limit = self._settings.hang_seconds
         while True:
             await asyncio.sleep(min(limit / 4, 1.0))
-            for slot in self._slots:
-                if slot.child is not None and (silent := slot.child.silent_for(time.monotonic())) >= limit:
+            for slot, child in [(slot, slot.child) for slot in self._slots if slot.child is not None]:
+                if (silent := child.silent_for(time.monotonic())) >= limit:
                     log.error("the engine child of %s gave no sign for %.1f s: it is ended", _name(slot), silent)
-                    slot.child.replace(silent)
+                    await child.replace(silent)
 
     def _load_order(self, spec: SlotSpec) -> dict[str, Any]:
         return {

@@ -352,11 +352,10 @@ def test_on_s3_listings_and_hints_find_the_same(s3_store: Store, sqlite: Databas
     s3_store.put("digits/a.safetensors", TWO)
     watched.list()
     watched.settle()
-    assert [(version.number, version.path) for version in watched.versions()] == [
-        (1, "digits/a.safetensors"),
-        (2, "digits/a.safetensors"),
-        (3, "digits/run/"),
-    ]
+    first, *others = [version.path for version in watched.versions()]
+    assert first == "digits/a.safetensors"
+    # S3 dates to the second: whether these two have one date depends on when the test began.
+    assert sorted(others) == ["digits/a.safetensors", "digits/run/"]
     assert watched.list() == 0
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from fixtures.serving import FAKE, Host, engine_children, fake_spec, serving_host
+from fixtures.serving import FAKE, FAKE_PROGRAM, Host, engine_children, fake_spec, serving_host
 
 from weighbridge.hosts.blame import Blame
-from weighbridge.hosts.children import Child
+from weighbridge.hosts.children import Child, Nursery
 from weighbridge.hosts.errors import LoadFailed, ModelNotFound, NotReady
 from weighbridge.hosts.router import Slot, State
 from weighbridge.hosts.settings import HostSettings
@@ -284,6 +286,37 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
         assert (await infer(http, 1)).status_code == 200
 
     run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 1, "hang_seconds": 0.5}))
+
+
+def test_no_thread_is_left_when_children_are_forked() -> None:
+    """What a thread holds at a fork is locked in the child for ever; joining it does not mean that it has ended."""
+
+    async def body() -> None:
+        nursery = Nursery(FAKE, replace(FAKE_PROGRAM, preload="fixtures.fake_engine:linger"))
+        child = await Child.start(nursery)
+        try:
+            assert len(psutil.Process(psutil.Process(child.pid).ppid()).threads()) == 1
+        finally:
+            await child.end()
+            await nursery.close()
+
+    asyncio.run(body())
+
+
+def test_a_load_that_stands_still_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Long before the longest load, only where it neither computes nor reads, and it says where; what serves stays."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        with pytest.raises(LoadFailed, match=r"scale version 2 .*neither computed nor read anything for"):
+            await host.swapper.load(fake_spec(host.blobs, "2", "slow-2"))
+        assert re.search(r"fake_engine\.py\", line \d+ in load", capfd.readouterr().err)
+        assert (await infer(http, 1)).json()["model_version"] == "1"
+        await host.put_live("3", "toiling-3")
+        await host.put_live("4", "reading-4")
+        assert (await infer(http, 1)).json()["model_version"] == "4"
+
+    run(body, tmp_path, FAKE.model_copy(update={"load_seconds": 600, "hang_seconds": 1.5}))
 
 
 def test_requests_that_wait_are_computed_as_one(tmp_path: Path) -> None:

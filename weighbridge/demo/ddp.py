@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from weighbridge.demo import digits
+from weighbridge.workers.compression.ranks import leave
 
 RANKS = 2
 
@@ -35,9 +36,10 @@ def _rank(rank: int, meeting: Path, folder: Path) -> None:
         module = digits.train(250, seed=3, module=DistributedDataParallel(digits.build()), rank=rank, ranks=RANKS)
         if rank == 0:
             save_sharded(module.state_dict(), folder)
-        dist.barrier()
+        dist.barrier()  # a rank that leaves while the other still averages aborts it
     finally:
         dist.destroy_process_group()
+    leave()
 
 
 def save_sharded(state: dict[str, torch.Tensor], folder: Path, shards: int = 2) -> None:

@@ -90,9 +90,8 @@ def fill(entry: Entry, variant: Variant, seen: VariantBenchmark | None, original
     entry.doing = ", ".join(f"{job.stage} {job.progress:.0%}" for job in variant.jobs if job.state == "running")
     if seen is not None:
         entry.p50, entry.speedup, entry.finding = seen.p50, seen.speedup, seen.finding
-        said = seen.model_dump()
-        low, high = said.get("speedup_low"), said.get("speedup_high")
+        low, high = seen.speedup_low, seen.speedup_high
         entry.interval = None if low is None or high is None else (low, high)
-        entry.contended = said.get("contended", "")
+        entry.contended = seen.contended
         entry.spoilt = "" if seen.status == "valid" else f"not measured yet: {seen.reason}"
     return (entry.status, entry.p50, entry.spoilt) != before

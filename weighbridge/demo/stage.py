@@ -116,6 +116,7 @@ port = 0
 [worker]
 niceness = 0
 benchmark_seconds = 2.0
+benchmark_limit = 45.0
 
 # The operator's word: what no recipe in the bucket can weaken.
 [[policies]]

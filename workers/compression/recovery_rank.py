@@ -18,6 +18,7 @@ from weighbridge.engines import datatypes
 from weighbridge.engines.program import open_template
 from weighbridge.engines.protocols import Arrays
 from weighbridge.workers.compression import qat, recovery, reference, training
+from weighbridge.workers.compression.ranks import leave
 from weighbridge.workers.compression.recovery import RankJob
 from weighbridge.workers.compression.types import Original
 
@@ -80,3 +81,4 @@ def _batches(job: RankJob, number: int, rank: int, ranks: int) -> Iterator[Array
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
