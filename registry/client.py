@@ -314,6 +314,16 @@ class Client:
         start = RolloutStart(model=model, version=version, variant=variant, settings=wishes, reason=reason)
         return Rollout.model_validate_json(self._http.send("POST", "/v1/rollouts", body=start).content)
 
+    def roll_back(
+        self, model: str, version: int | None = None, *, settings: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> Rollout:
+        """Roll an earlier version out again (None: the one that was served before the champion).
+
+        Raises NotFound where nothing was served before, Conflict while a rollout is under way: `abort` that one.
+        """
+        before = version if version is not None else self.version(model, "previous").number
+        return self.start_rollout(model, before, settings=settings, reason=reason)
+
     def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "") -> Rollout:
         """A person's decision. `actor` counts only on an open registry; elsewhere the token's name does."""
         body = Decision(reason=reason, actor=actor)

@@ -25,9 +25,8 @@ from weighbridge.storage.protocols import Ref
 
 _JUDGED_WHOLE = (VersionStatus.READY, VersionStatus.ARCHIVED, VersionStatus.DUPLICATE)
 """Nobody reads their files again: what accompanied them stays as it was then."""
-
-
 _UNREAD = (VersionStatus.DISCOVERED, VersionStatus.SUPERSEDED)
+"""Nobody has told yet what they hold: whatever lies there now is what they are of."""
 
 
 class Change(Enum):
@@ -146,7 +145,7 @@ def duplicate(tx: Session, version: Version, owner: Version, model: str) -> str:
     version.duplicate_of = owner.number
     tx.flush()
     advice = {
-        VersionStatus.READY: f"`weighbridge rollouts start {model} {owner.number}` rolls that version out",
+        VersionStatus.READY: f"`weighbridge rollback {model} {owner.number}` serves that version again",
         VersionStatus.ARCHIVED: "it stays archived",
     }.get(VersionStatus(owner.status), f"`weighbridge rejudge {model} {owner.number}` judges that version anew")
     return f"the same weights as version {owner.number}, which is {owner.status}: {advice}"

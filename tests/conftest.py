@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 pytest_plugins: list[str] = [
     "fixtures.beside",
     "fixtures.serving",
@@ -17,3 +19,8 @@ pytest_plugins: list[str] = [
     "fixtures.running",
     "fixtures.plant",
 ]
+
+
+def pytest_make_parametrize_id(val: Any) -> str | None:
+    """Do not name tests by bytes: compressed ones hold the time, and all processes must find the same tests."""
+    return "bytes" if isinstance(val, bytes) else None

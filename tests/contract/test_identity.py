@@ -132,7 +132,7 @@ def test_the_same_weights_elsewhere_are_a_duplicate(database: Database) -> None:
     assert (first.status, first.weights, second.status, second.weights) == ("ready", "weights", "duplicate", None)
     assert second.duplicate_of == 1
     assert second.reason == (
-        "the same weights as version 1, which is ready: `weighbridge rollouts start digits 1` rolls that version out"
+        "the same weights as version 1, which is ready: `weighbridge rollback digits 1` serves that version again"
     )
     [told] = events(database, "version.duplicate")
     assert told.after == {"status": "duplicate", "path": "b.safetensors", "duplicate_of": "1"}

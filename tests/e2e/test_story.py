@@ -14,6 +14,8 @@ from fixtures.digits import Digits
 from fixtures.house import House
 from safetensors.numpy import save
 
+from weighbridge.registry.errors import Conflict, NotFound
+
 RECIPE = """
 gates:
   - {metric: accuracy, min: 0.8}
@@ -59,6 +61,23 @@ def test_a_better_one_takes_its_place_wave_by_wave(shop: House, digits: Digits) 
     steps = shop.client.rollout(rollout.id).steps
     assert [step.action for step in steps] == ["assign", "assign", "finish"]
     assert [len(step.detail["hosts"]) for step in steps[:2]] == [1, 1]
+
+
+def test_a_person_takes_it_back(shop: House, digits: Digits) -> None:
+    """What was served before is rolled out again; where there was nothing before, it says so."""
+    shop.publish("monday", digits.train(rows=500))
+    shop.settle()
+    with pytest.raises(NotFound, match="digits@previous"):
+        shop.client.roll_back("digits")
+    shop.publish("tuesday", digits.train(rows=1397))
+    shop.settle()
+    shop.client.roll_back("digits", reason="wrong on sevens")
+    with pytest.raises(Conflict, match="abort it or wait"):
+        shop.client.roll_back("digits")
+    shop.settle()
+
+    assert shop.serving() == {1}
+    assert (shop.version("champion").number, shop.version("previous").number) == (1, 2)
 
 
 def test_a_worse_one_is_rejected_with_the_numbers(shop: House, digits: Digits) -> None:

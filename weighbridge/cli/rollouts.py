@@ -20,9 +20,13 @@ group = typer.Typer(
     no_args_is_help=True, help="Move fleets: list, show, start, pause, resume, abort, promote, approve."
 )
 Id = Annotated[int, typer.Argument(metavar="ID", help="The rollout's number, from `rollouts list`.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--with", metavar="NAME=VALUE", help="Override the recipe: bake=0, waves=[1].")
+]
 
 
 def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=PANEL)(rollback)
     app.add_typer(group, name="rollouts", rich_help_panel=PANEL)
     app.add_typer(group, name="rollout", hidden=True)
 
@@ -68,9 +72,7 @@ def start(
     variant: Annotated[
         str | None, typer.Option(help="This variant for every host; else each kind gets what is measured best for it.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--with", metavar="NAME=VALUE", help="Override the recipe: bake=0, waves=[1].")
-    ] = None,
+    settings: Settings = None,
     reason: Reason = "",
     json: session.Json = False,
 ) -> None:
@@ -79,10 +81,31 @@ def start(
     Examples: weighbridge rollouts start digits 4 --with bake=60 -m "hotfix"; weighbridge rollouts start digits
     --variant onnx-int8-dynamic
     """
-    wishes: dict[str, Any] = dict(map(session.parse_setting, settings or ()))
     with session.of(context).client() as client:
-        started = client.start_rollout(model, version, variant=variant, settings=wishes, reason=reason)
+        started = client.start_rollout(model, version, variant=variant, settings=_wishes(settings), reason=reason)
     _tell(started, json=json)
+
+
+def rollback(
+    context: typer.Context,
+    model: ModelName,
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", help="A number; else the one that was served before.")
+    ] = None,
+    settings: Settings = None,
+    reason: Reason = "",
+    json: session.Json = False,
+) -> None:
+    """Roll an earlier version out again. What a rollout under way has moved goes back by `rollouts abort`.
+
+    Examples: weighbridge rollback digits -m "wrong on sevens"; weighbridge rollback digits 3 --with bake=0
+    """
+    with session.of(context).client() as client:
+        _tell(client.roll_back(model, version, settings=_wishes(settings), reason=reason), json=json)
+
+
+def _wishes(settings: list[str] | None) -> dict[str, Any]:
+    return dict(map(session.parse_setting, settings or ()))
 
 
 def _decision(verb: Verb, text: str) -> None:
