@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, lgamma
 
 from weighbridge.registry.recipe import RolloutSettings
 
@@ -149,16 +148,6 @@ def _compared(words: str, new: Counts, old: Counts, where: str, limit: float) ->
 
 def tail(failed: int, requests: int, old_failed: int, old_requests: int) -> float:
     """Fisher's exact test, one-sided: the chance of `failed` or more here if both had one rate (hypergeometric)."""
-    total, everyone = failed + old_failed, requests + old_requests
-    chance = 0.0
-    for count in range(failed, min(total, requests) + 1):
-        term = exp(_choose(requests, count) + _choose(old_requests, total - count) - _choose(everyone, total))
-        chance += term
-        if term < chance * 1e-9 and count * everyone > total * requests:  # past the mode they only fall
-            break
-    return min(chance, 1.0)
+    from scipy.stats import hypergeom  # a second of imports, which most bakes never need
 
-
-def _choose(of: int, some: int) -> float:
-    """ln of the binomial coefficient."""
-    return lgamma(of + 1) - lgamma(some + 1) - lgamma(of - some + 1)
+    return float(hypergeom.sf(failed - 1, requests + old_requests, failed + old_failed, requests))

@@ -106,9 +106,9 @@ def test_waiting_callers_wait_their_turn(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_server_stops_as_soon_as_it_is_certain() -> None:
     """459 requests in time prove p99; more late ones than the rest could make up for disprove it."""
-    proven = scenarios.server(lambda _: None, [{}], rate=1e6, bound=10, most=2000, seconds=60, seed=0)
+    proven = scenarios.server(lambda _: None, [{}], rate=1e6, bound=10, needed=[459], most=2000, seconds=60, seed=0)
     assert (proven.proven, len(proven.latencies)) == (True, 459)
-    late = scenarios.server(lambda _: None, [{}], rate=1e6, bound=0, most=600, seconds=60, seed=0)
+    late = scenarios.server(lambda _: None, [{}], rate=1e6, bound=0, needed=[459], most=600, seconds=60, seed=0)
     assert (late.proven, len(late.latencies)) == (False, 1)
-    short = scenarios.server(lambda _: None, [{}], rate=1e6, bound=10, most=600, seconds=0, seed=0)
+    short = scenarios.server(lambda _: None, [{}], rate=1e6, bound=10, needed=[459], most=600, seconds=0, seed=0)
     assert short.proven is None

@@ -86,6 +86,7 @@ def test_large_counts_are_no_trouble() -> None:
     assert tail(102_000, 1_000_000, 100_000, 1_000_000) < 1e-5
     assert tail(0, 100, 0, 100) == 1.0
     assert 0 <= tail(100, 100, 0, 10**9) < 1e-100
+    assert tail(60, 60, 60, 60) == 1.0
 
 
 def test_bad_clients_alone_roll_back_nothing_however_often_it_looks() -> None:

@@ -102,11 +102,10 @@ class Measured:
         pool, infer = self._pool(batch), self._session.infer
         return self._quietly(lambda: scenarios.closed(infer, pool, seconds=seconds, least=least, callers=callers))
 
-    def server(self, *, rate: float, bound: float, most: int, seconds: float, seed: int) -> dict[str, Any]:
+    def server(self, **order: Any) -> dict[str, Any]:
+        """`order`: what `scenarios.server` takes by name."""
         pool, infer = self._pool(self._fixed or 1), self._session.infer
-        return self._quietly(
-            lambda: scenarios.server(infer, pool, rate=rate, bound=bound, most=most, seconds=seconds, seed=seed)
-        )
+        return self._quietly(lambda: scenarios.server(infer, pool, **order))
 
     def memory(self) -> dict[str, Any]:
         """Bytes: the peak above the process with its engine imported; on a GPU what torch's allocator had at most."""

@@ -273,14 +273,15 @@ class Measurement:
         low, high = 0.0, 1 / single.mean
         found: tuple[float, dict[str, Any], str] | None = None
         share = SHARES["server"] * self._wish.seconds / TRIALS[self._wish.depth]
-        left = SERVER_MOST * self._wish.seconds
+        left, needed = SERVER_MOST * self._wish.seconds, statistics.queries_needed(_MOST_QUERIES)
+        fixed = {"bound": bound, "needed": needed, "most": _MOST_QUERIES}
         for trial in range(TRIALS[self._wish.depth]):
             rate = (low + high) / 2
-            needs = 1.2 * statistics.queries_needed(500)[0] / rate  # a proof that is cut short proves nothing
+            needs = 1.2 * needed[0] / rate  # a proof that is cut short proves nothing
             if needs > left:
                 self.result.notes.append(f"server: 459 requests at {rate:.3g} a second take longer than the budget")
                 break
-            order = {"rate": rate, "bound": bound, "most": _MOST_QUERIES, "seconds": max(share, needs), "seed": trial}
+            order = fixed | {"rate": rate, "seconds": max(share, needs), "seed": trial}
             answer, taken = self._course.once(self._candidate, "server", **order)
             left -= answer["seconds"]
             if answer["proven"]:

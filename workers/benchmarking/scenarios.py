@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weighbridge.engines.protocols import Arrays
-from weighbridge.workers.benchmarking.statistics import is_flat, queries_needed
+from weighbridge.workers.benchmarking.statistics import is_flat
 
 Infer = Callable[[Arrays], object]
 
@@ -91,13 +91,22 @@ def warm(infer: Infer, pool: Sequence[Arrays], *, seconds: float) -> Samples:
 
 
 def server(
-    infer: Infer, pool: Sequence[Arrays], *, rate: float, bound: float, most: int, seconds: float, seed: int
+    infer: Infer,
+    pool: Sequence[Arrays],
+    *,
+    rate: float,
+    bound: float,
+    needed: Sequence[int],
+    most: int,
+    seconds: float,
+    seed: int,
 ) -> Samples:
     """Poisson arrivals at `rate` a second until it is certain whether p99 is within `bound`, by early stopping.
 
-    Latency counts from the scheduled time: a server that falls behind does not slow its clients down.
+    `needed` is `statistics.queries_needed(most)`. Latency counts from the scheduled time: a server that falls behind
+    does not slow its clients down.
     """
-    clock, needed = time.perf_counter, queries_needed(most)
+    clock = time.perf_counter
     gaps = np.random.default_rng(seed).exponential(1 / rate, most)
     infer(pool[0])
     latencies: list[float] = []
