@@ -142,7 +142,7 @@ class Intake:
             return wait, None
         change, digest = self._changed_how(group, found)
         if change is Change.UNKNOWN:
-            reason = f"{group.path} was written anew: it is read, to see whether it changed"
+            reason = f"{group.path} is being read, to see whether these weights are known"
             self._note(group, Waits(reason, found.seen, found.weights))
             return _READ_PAUSE, None
         return self._looks.older(group, place, self._clock()) if change is Change.NEW else 0.0, digest

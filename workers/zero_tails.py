@@ -2,7 +2,7 @@
 
 A downloader makes a file as long as it will be and fills it in; what it did not reach reads as zeros. So do layers that
 begin as zeros, padding rows of an embedding, and pruned weights: what the version before had too is no finding, what
-chance gives a sparse tensor neither, and a run that ends with a row is a warning only. Pure.
+chance gives a sparse tensor neither, and a tensor that is wholly zero the first time is a warning only. Pure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Before:
 
 @dataclass(frozen=True)
 class Finding:
-    """`size` bytes of zeros in a tensor, in words. `unfinished`: no design makes them."""
+    """`size` bytes of zeros in a tensor, in words. `unfinished`: a design rarely makes them."""
 
     tensor: str
     size: int
@@ -117,11 +117,16 @@ def _judge(one: TensorStats, to_end: int, before: Before | None) -> Finding | No
 
 
 def _unfinished(one: TensorStats, told: bool, before: Before | None) -> bool:
-    """Against a version before, any; else what begins in the middle of a row."""
+    """Against a version before, any; else an end within a tensor that holds a page, or begins in the middle of a row.
+
+    Rows are often whole pages, so that where they end says little; a tensor that is wholly zero is usually meant.
+    """
     if before is not None:
         return True
-    row = one.nbytes // one.shape[0] if len(one.shape) > 1 and one.shape[0] else one.zero_tail or 1
-    return told and one.zero_tail % row != 0
+    if not told or one.zero_tail == one.nbytes:
+        return False
+    row = one.nbytes // one.shape[0] if len(one.shape) > 1 else one.zero_tail
+    return _pages(one) > 0 or one.zero_tail % row != 0
 
 
 def _said(one: TensorStats, tail: int, hole: int, to_end: int) -> str:

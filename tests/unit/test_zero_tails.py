@@ -80,7 +80,12 @@ MEANT = {
     "a bias that begins at zero": weights(**{"c.bias": np.zeros(100, np.float32)}),
     "a LoRA matrix": weights(lora_B=np.zeros((100, 8), np.float32)),
     "a head of zeros at the end": weights(**{"z.weight": np.zeros((50, 100), np.float32)}),
-    "padding rows": weights(z=np.vstack([RNG.standard_normal((90, 64)), np.zeros((38, 64))]).astype(np.float32)),
+    "two padding rows": weights(z=np.vstack([RNG.standard_normal((90, 64)), np.zeros((2, 64))]).astype(np.float32)),
+}
+DOUBTFUL = {
+    "pages of padding rows": weights(z=np.vstack([RNG.standard_normal((90, 64)), np.zeros((48, 64))]).astype("f4")),
+    "rows that are pages": {"w": np.vstack([np.ones((4, 1024)), np.zeros((4, 1024))]).astype("f4")},
+    "a tail in the middle of the file": weights(b=np.r_[np.ones((64, 64)), np.zeros((64, 64))].astype("f4")),
     "half of a vector": weights(z=np.r_[np.ones(4000), np.zeros(4000)].astype(np.float32)),
 }
 
@@ -93,6 +98,19 @@ def test_zeros_that_a_design_makes_warn_the_first_time_only(kind: str) -> None:
     assert findings
     assert not blocks(findings)
     known = before(save(MEANT[kind]))
+    assert find(seen, zero_tails.comparable(known, seen)) == []
+
+
+@pytest.mark.parametrize("kind", DOUBTFUL)
+def test_pages_of_zeros_at_a_tensors_end_block_the_first_time(kind: str) -> None:
+    """A half of a download ends at a row's end wherever rows are pages: a set, a gate or a version before must tell."""
+    seen = stats(save(DOUBTFUL[kind]))
+    findings = find(seen)
+    assert blocks(findings)
+    (allowed,) = judge(findings, (Gate(metric=ZERO_TAIL, max=20_000),), evaluated=False, before=None)
+    (left,) = judge(findings, (), evaluated=True, before=None)
+    assert (allowed.verdict, left.verdict) == ("passed", "not_applicable")
+    known = before(save(DOUBTFUL[kind]))
     assert find(seen, zero_tails.comparable(known, seen)) == []
 
 
