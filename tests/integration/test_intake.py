@@ -471,7 +471,7 @@ def test_weights_that_are_read_hold_up_no_other_model(watched: Watched) -> None:
     told.write("m/step-900.safetensors", 1)
     watched.tell("m/step-900.safetensors")
     watched.intake.once(Idle())
-    assert "read, to see whether it changed" in watched.states()["m/step-900.safetensors"][1]
+    assert "being read, to see whether these weights are known" in watched.states()["m/step-900.safetensors"][1]
     watched.drop(("digits/a.safetensors", ONE))
     assert [v.path for v in watched.versions()][-1] == "digits/a.safetensors"
 
