@@ -88,9 +88,7 @@ class _Link(asyncio.Protocol):
 class Child:
     """One engine child. `died` is called once, with this child, if it ends without having been asked to."""
 
-    def __init__(
-        self, process: Forked, transport: asyncio.WriteTransport, link: _Link, idle_limit: float = float("inf")
-    ) -> None:
+    def __init__(self, process: Forked, transport: asyncio.WriteTransport, link: _Link, idle_limit: float) -> None:
         self._process, self._transport, self._link, self._idle_limit = process, transport, link, idle_limit
         self._next_id = 0
         self._ending = False

@@ -36,22 +36,21 @@ def wished(extra: str) -> Iterator[Requirement]:
 
 def installed(wanted: list[Requirement]) -> set[str]:
     """These distributions and all that they bring along, without extras that nobody asked for."""
-    found: set[str] = set()
-    waiting = [(requirement.name, "") for requirement in wanted]
-    waiting += [(requirement.name, extra) for requirement in wanted for extra in requirement.extras]
+    found: set[tuple[str, str]] = set()
+    waiting = [(plain(one.name), extra) for one in wanted for extra in ("", *one.extras)]
     while waiting:
         name, extra = waiting.pop()
-        if (plain(name), extra) in found:
+        if (name, extra) in found:
             continue
-        found |= {plain(name), (plain(name), extra)}  # type: ignore[arg-type]
+        found.add((name, extra))
         try:
             texts = requires(name) or []
         except PackageNotFoundError:  # for another platform
             continue
         for inner in map(Requirement, texts):
             if inner.marker is None or inner.marker.evaluate({"extra": extra}):
-                waiting += [(inner.name, one) for one in ("", *inner.extras)]
-    return found
+                waiting += [(plain(inner.name), one) for one in ("", *inner.extras)]
+    return {name for name, _ in found}
 
 
 def imported(room: Path) -> Iterator[tuple[str, Path]]:
