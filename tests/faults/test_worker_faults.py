@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fixtures.broker import Valkey
 from fixtures.registry import record
-from fixtures.worker import StartWorker, until
+from fixtures.worker import StartWorker, runs, until
 
 from weighbridge.registry import jobs, versions
 from weighbridge.registry.db import Database
@@ -151,7 +151,7 @@ def test_a_job_that_does_not_end_is_killed_at_the_deadline(
     until("the stage runs", lambda: running.lines() == ["start 1 1"])
     family = running.pids()
     assert running.stop() == 0
-    until("everything is gone", lambda: not any(_runs(pid) for pid in family))
+    until("everything is gone", lambda: not any(runs(pid) for pid in family))
     with database.read() as tx:
         assert jobs.get(tx, 1).state == JobState.RUNNING
 
@@ -169,14 +169,6 @@ def test_children_do_not_outlive_their_supervisor(
     os.kill(running.process.pid, signal.SIGKILL)
     running.process.wait()
     (tmp_path / "go").touch()
-    until("everything is gone", lambda: not any(_runs(pid) for pid in family))
+    until("everything is gone", lambda: not any(runs(pid) for pid in family))
     with database.read() as tx:
         assert (jobs.get(tx, 1).state, jobs.get(tx, 1).attempt) == (JobState.DONE, 1)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process runs; in a container nobody may reap the orphans, so a zombie counts as gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.histories import CONTENTS, DIGESTS, PATHS, History
+from fixtures.registry import SqliteFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,22 +34,32 @@ def doings(*names: str) -> st.SearchStrategy[list[Doing]]:
     return st.lists(one, max_size=25)
 
 
-@contextlib.contextmanager
-def history(sqlite_template: Path, *, folder: bool) -> Iterator[History]:
-    """A fresh store and database; in memory where the machine has a file system of it, since every commit is synced."""
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(dir=memory, prefix="weighbridge-") as place:
-        db = Database(f"sqlite:///{shutil.copy(sqlite_template, Path(place) / 'registry.db')}")
+Tell = Callable[[], contextlib.AbstractContextManager[History]]
+
+
+@pytest.fixture
+def tell(
+    sqlite_file: SqliteFile, quick_folder: Path, opened: Callable[[str], Database], request: pytest.FixtureRequest
+) -> Tell:
+    """Begins a history: a store of the kind that is asked for, and a database, both fresh."""
+    db = opened(sqlite_file.url)
+
+    @contextlib.contextmanager
+    def begin() -> Iterator[History]:
+        sqlite_file.renew()
+        drops = Path(tempfile.mkdtemp(dir=quick_folder))
         try:
-            store = FolderStore(Path(place) / "drops", create=True, durable=False) if folder else MemoryStore()
-            yield History(store, db)
+            yield History(FolderStore(drops, durable=False) if request.param == "folder" else MemoryStore(), db)
         finally:
             db.close()
+            shutil.rmtree(drops)
+
+    return begin
 
 
-def served_exactly(sqlite_template: Path, folder: bool, steps: list[Doing]) -> None:
+def served_exactly(tell: Tell, steps: list[Doing]) -> None:
     """Every time that it is looked: what may be served is what was there to be seen, once each, as it was written."""
-    with history(sqlite_template, folder=folder) as told:
+    with tell() as told:
         for what, path, content in [*steps, ("observe", "", 0)]:
             getattr(told, what)(path, min(content, len(CONTENTS) - 1))
             if what == "observe":
@@ -65,9 +75,9 @@ def served_exactly(sqlite_template: Path, folder: bool, steps: list[Doing]) -> N
         assert [version.number for version in told.watched.versions()] == before
 
 
-def served_once(sqlite_template: Path, folder: bool, steps: list[Doing]) -> None:
+def served_once(tell: Tell, steps: list[Doing]) -> None:
     """However looks, judgements and changes mix: in the end all that lies there is servable, and nothing is twice."""
-    with history(sqlite_template, folder=folder) as told:
+    with tell() as told:
         for what, path, content in steps:
             getattr(told, what)(path, content)
         told.observe()
@@ -83,7 +93,7 @@ def served_once(sqlite_template: Path, folder: bool, steps: list[Doing]) -> None
             assert told.latest().status != VersionStatus.DUPLICATE
 
 
-PROPERTIES: list[tuple[Callable[[Path, bool, list[Doing]], None], tuple[str, ...]]] = [
+PROPERTIES: list[tuple[Callable[[Tell, list[Doing]], None], tuple[str, ...]]] = [
     (served_exactly, DOINGS + WHOLE),
     (served_once, DOINGS + HALF),
 ]
@@ -92,29 +102,23 @@ _QUICK = settings(
 )
 
 
-@pytest.mark.parametrize("folder", [False, True], ids=["memory", "folder"])
+@pytest.mark.parametrize("tell", ["memory", "folder"], indirect=True)
 @pytest.mark.parametrize(("holds", "names"), PROPERTIES, ids=lambda one: getattr(one, "__name__", ""))
 def test_versions_are_the_distinct_weights(
-    sqlite_template: Path,
-    holds: Callable[[Path, bool, list[Doing]], None],
-    names: tuple[str, ...],
-    folder: bool,
+    tell: Tell, holds: Callable[[Tell, list[Doing]], None], names: tuple[str, ...]
 ) -> None:
     """A few histories for every day."""
-    _QUICK(given(doings(*names))(lambda steps: holds(sqlite_template, folder, steps)))()
+    _QUICK(given(doings(*names))(lambda steps: holds(tell, steps)))()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [False, True], ids=["memory", "folder"])
+@pytest.mark.parametrize("tell", ["memory", "folder"], indirect=True)
 @pytest.mark.parametrize(("holds", "names"), PROPERTIES, ids=lambda one: getattr(one, "__name__", ""))
 def test_versions_are_the_distinct_weights_in_a_thousand_histories(
-    sqlite_template: Path,
-    holds: Callable[[Path, bool, list[Doing]], None],
-    names: tuple[str, ...],
-    folder: bool,
+    tell: Tell, holds: Callable[[Tell, list[Doing]], None], names: tuple[str, ...]
 ) -> None:
     """The same, a thousand in all."""
-    _MANY(given(doings(*names))(lambda steps: holds(sqlite_template, folder, steps)))()
+    _MANY(given(doings(*names))(lambda steps: holds(tell, steps)))()
 
 
 _MANY = settings(_QUICK, max_examples=250)

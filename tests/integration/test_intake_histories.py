@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fixtures.checkpoints import safetensors, sharded
+from fixtures.registry import SqliteFile
 from fixtures.watched import Watched
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -75,10 +74,10 @@ class History:
 )
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 15)), max_size=30))
 def test_any_history_ends_in_exactly_the_right_versions(
-    sqlite_template: Path, tmp_path: Path, steps: list[tuple[str, int]]
+    sqlite_file: SqliteFile, opened: Callable[[str], Database], steps: list[tuple[str, int]]
 ) -> None:
     """The last content of each checkpoint is one version, every version is of one whole content, and none is twice."""
-    db = Database(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / f'{uuid.uuid4().hex}.db')}")
+    db = opened(sqlite_file.renew().url)
     try:
         store = MemoryStore()
         history = History([Watched(store, db), Watched(store, db)], store)

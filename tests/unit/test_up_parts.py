@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixtures.worker import runs
 from pydantic import SecretStr
 
 from weighbridge.daemon import systemd, toml
@@ -110,7 +111,7 @@ def test_what_a_dead_child_left_behind_is_killed(tmp_path: Path) -> None:
     await_(lambda: not part.running and part.log_file.read_text().strip().isdigit())
     orphan = int(part.log_file.read_text())
     part.keep()
-    await_(lambda: not alive(orphan))
+    await_(lambda: not runs(orphan))
 
 
 def test_a_child_that_does_not_end_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,17 +135,9 @@ def test_no_child_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as supervisor:
         assert supervisor.stdout is not None
         pid = int(supervisor.stdout.readline())
-        assert alive(pid)
+        assert runs(pid)
         supervisor.send_signal(signal.SIGKILL)
-    await_(lambda: not alive(pid))
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    await_(lambda: not runs(pid))
 
 
 def test_systemd_is_told_where_it_listens(socket_folder: Path) -> None:
