@@ -1,7 +1,8 @@
-"""Whether a process that was given work is at it, seen from outside: what a load cannot say of itself.
+"""Whether a process that was given work is at it, seen from outside: which it cannot say itself.
 
-A child that loads is silent for as long as the load takes, which may be minutes. One that is stuck (a lock that its
-fork inherited, a storage that never answers) is just as silent, but it neither computes nor reads.
+A child that loads is silent for as long as the load takes, which may be minutes; so is one that computes a long
+request. One that is stuck (a lock that its fork inherited, a storage that never answers) is just as silent, but it
+neither computes nor reads.
 """
 
 from __future__ import annotations

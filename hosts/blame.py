@@ -8,8 +8,9 @@
 | the program failed, and answers the golden's first row as recorded | 500 | input |
 | the engine child ended (crash, memory) while it computed this request | 503 | input |
 | no answer in time, though the child answered others or made progress | 504 | input |
+| no answer in time, and the child computed this request all the while | 504 | input |
 | the program failed, and fails on the golden's first row too | 500 | version |
-| no answer in time, and no sign of life since the child has the request | 504 | version |
+| no answer in time, and neither a sign of life nor work since the child has the request | 504 | version |
 | the queue is full, nothing is loaded yet, the child ended for another's request | 503 | nobody |
 | no answer in time, and the one before it did not end either | 504 | nobody |
 
@@ -54,6 +55,7 @@ _TABLE: dict[type[Exception], Blame] = {
     errors.ChildDied: Blame.NOBODY,
     errors.Crashed: Blame.INPUT,
     errors.DeadlineExceeded: Blame.INPUT,
+    errors.Overlong: Blame.INPUT,
     errors.Hung: Blame.VERSION,
     errors.Blocked: Blame.NOBODY,
     errors.ProgramFailed: Blame.INPUT,

@@ -28,6 +28,7 @@ from weighbridge.hosts.errors import (
     HostError,
     Hung,
     LoadFailed,
+    Overlong,
 )
 from weighbridge.hosts.frames import Frame, Kind
 from weighbridge.hosts.nursery import PID_BYTES
@@ -92,6 +93,7 @@ class Child:
         self._process, self._transport, self._link, self._idle_limit = process, transport, link, idle_limit
         self._next_id = 0
         self._ending = False
+        self._activity = Activity(process.pid, time.monotonic())
         self.died: Callable[[Child], None] | None = None
         link.lost.add_done_callback(self._on_lost)
 
@@ -135,13 +137,19 @@ class Child:
         oldest = next(iter(self._link.waiting.values()), None)
         return 0.0 if oldest is None else now - max(oldest.sent, self._link.last_sign)
 
+    def at_work(self) -> bool:
+        """Whether it computed or read since this was asked last, which is at most a second ago (Swapper)."""
+        return not self._activity.idle_for(time.monotonic())
+
     def held_up(self, asked: Asked) -> DeadlineExceeded:
         """Why there is no answer to `asked` in time: is the child slow, hung on it, or hung on the one before?"""
         if self._link.last_sign > asked.sent:
             return DeadlineExceeded("no answer before the deadline")
-        if next(iter(self._link.waiting.values()), None) is asked:
-            return Hung("no answer, and no sign of life, before the deadline")
-        return Blocked("no answer before the deadline: the request before it did not end")
+        if next(iter(self._link.waiting.values()), None) is not asked:
+            return Blocked("no answer before the deadline: the request before it did not end")
+        if self.at_work():
+            return Overlong("no answer before the deadline: it was still being computed")
+        return Hung("no answer, and no sign of life, before the deadline")
 
     def send(self, kind: Kind, meta: dict[str, Any], body: bytes = b"", padding: int = 0) -> Asked:
         """Put one question on the wire; its future ends with the answer or with ChildDied.
@@ -203,8 +211,12 @@ class Child:
         await asyncio.wait((self._link.lost,), timeout=0.1)
 
     async def replace(self, silent: float) -> None:
-        """End a child that hangs: what it held first is the reason, and is told so."""
-        self._link.cause = Hung(f"the engine child gave no sign of life for {silent:.1f} s and was ended")
+        """End a child that hangs, or computes without an end: what it held first is the reason, and is told so."""
+        self._link.cause = (
+            Overlong(f"this request was computed for {silent:.1f} s, and the engine child was ended")
+            if self.at_work()
+            else Hung(f"the engine child gave no sign of life for {silent:.1f} s and was ended")
+        )
         await self.explain()
         self.kill()
 

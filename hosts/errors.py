@@ -93,6 +93,10 @@ class DeadlineExceeded(HostError, TimeoutError):
     status = 504
 
 
+class Overlong(DeadlineExceeded):
+    """The engine child computed this request, and nothing else, until time was up."""
+
+
 class Hung(DeadlineExceeded):
     """The engine child said nothing for the whole time that it had this request."""
 

@@ -30,6 +30,7 @@ from weighbridge.hosts.errors import (
     MethodNotAllowed,
     NotReady,
     Overloaded,
+    Overlong,
     RouteNotFound,
     UnsupportedEncoding,
 )
@@ -165,7 +166,7 @@ class Front:
 
     async def _infer(self, target: Target, body: Body, began: float) -> tuple[int, Headers, bytes]:
         slot = self._slots.find(target.model, target.version)
-        fault, answered = Blame.NOBODY, False
+        fault, told = Blame.NOBODY, False
         try:
             slot = await self._standing(slot, target, began)
             try:
@@ -176,13 +177,13 @@ class Front:
                 await asyncio.sleep(0)  # the slot hears of the death in the loop's next turn
                 slot = await self._standing(self._slots.find(target.model, target.version), target, began)
                 frame = await self._ask(slot, body, began)
-            fault, answered = Blame(frame.meta.get("blame", Blame.NONE)), True
+            fault, told = Blame(frame.meta.get("blame", Blame.NONE)), True
         except HostError as exc:
-            fault = blame.of(exc)
+            fault, told = blame.of(exc), isinstance(exc, Overlong)
             raise
         finally:
             seconds = time.monotonic() - began
-            if fault in _ASKED_AGAIN and answered:
+            if fault in _ASKED_AGAIN and told:
                 self._ask_again(slot, body, fault, seconds)
             else:
                 slot.statistics.record(fault, seconds)
@@ -201,6 +202,8 @@ class Front:
         try:
             frame = await self._ask(elder, body, time.monotonic())
             fault = Blame.VERSION if frame.meta["status"] == 200 else Blame.CLIENT
+        except Overlong:
+            fault = Blame.CLIENT
         except HostError as exc:
             log.debug("no second opinion of version %s: %s", elder.spec.version, exc)
         finally:

@@ -170,6 +170,8 @@ class Swapper:
                 if (silent := child.silent_for(time.monotonic())) >= limit:
                     log.error("the engine child of %s gave no sign for %.1f s: it is ended", _name(slot), silent)
                     await child.replace(silent)
+                else:
+                    child.at_work()  # so that whoever asks in a moment hears of that moment
 
     def _load_order(self, spec: SlotSpec) -> dict[str, Any]:
         return {

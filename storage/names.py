@@ -29,11 +29,23 @@ COMPANIONS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", 
 
 UNFINISHED = (
     *(".tmp", ".temp", ".incomplete", ".part", ".partial", ".filepart", ".crdownload", ".opdownload", ".download"),
-    *(".aria2", ".!ut", ".!qb", "-unfinished", "-unfinished.txt"),
+    *(
+        ".downloading",
+        ".fdmdownload",
+        ".xltd",
+        ".aria2",
+        ".aria2__temp",
+        ".!ut",
+        ".!qb",
+        ".!bt",
+        ".gstmp",
+        "._copying_",
+    ),
+    *(".unconfirmed", ".unfinished", "-unfinished", "-unfinished.txt"),
 )
 """Ends of names, in lower case, that say that somebody is still writing, or fetching."""
 
-BESIDE = (*UNFINISHED, ".st", ".bc!", ".td", "~")
+BESIDE = (*UNFINISHED, "_.gstmp", ".st", ".bc!", ".td", "~")
 """The same for a name that is another's with this end: these say so only beside that other (`x.safetensors.st`)."""
 
 _STAGED = re.compile(r"tmp-checkpoint-\d+|.*\.orbax-checkpoint-tmp(-\d+)?")

@@ -25,7 +25,7 @@ from weighbridge.hosts.errors import LoadFailed, ModelNotFound, NotReady
 from weighbridge.hosts.router import Slot, State
 from weighbridge.hosts.settings import HostSettings
 
-CRASH, TIRED_AFTER = FakeSession.CRASH, FakeSession.TIRED_AFTER
+CRASH, ENDLESS, TIRED_AFTER = FakeSession.CRASH, FakeSession.ENDLESS, FakeSession.TIRED_AFTER
 
 
 def run(test: Callable[[Host, httpx.AsyncClient], Awaitable[None]], blobs: Path, settings: HostSettings = FAKE) -> None:
@@ -297,10 +297,49 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
         await until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks))
         answer = await infer(http, 1)
         assert (answer.status_code, list(answer.json())) == (504, ["error"])
+        assert live(host).statistics.blamed == {Blame.VERSION: 1}
         await until(lambda: live(host).child not in (hung, None))
         assert (await infer(http, 1)).status_code == 200
 
     run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 1, "hang_seconds": 0.5}))
+
+
+@pytest.mark.parametrize(("request_seconds", "hang_seconds"), [(10, 1), (1, 2)], ids=["ended", "late"])
+def test_what_takes_too_long_to_compute_may_be_the_clients_fault(
+    tmp_path: Path, request_seconds: float, hang_seconds: float
+) -> None:
+    """A child that computes is no version that hangs: other inputs may be quick. It is ended all the same."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        busy = live(host).child
+        answer = await infer(http, ENDLESS)
+        assert (answer.status_code, list(answer.json())) == (504, ["error"])
+        assert "computed" in answer.json()["error"]
+        assert live(host).statistics.blamed == {Blame.INPUT: 1}
+        await until(lambda: live(host).child not in (busy, None))
+        assert (await infer(http, 1)).status_code == 200
+
+    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": request_seconds, "hang_seconds": hang_seconds}))
+
+
+@pytest.mark.parametrize(
+    ("program", "asked", "fault"),
+    [("endless-2", FakeSession.SEVEN, Blame.VERSION), ("times-2", ENDLESS, Blame.CLIENT)],
+    ids=["new", "both"],
+)
+def test_what_takes_too_long_is_asked_again_of_the_version_before(
+    tmp_path: Path, program: str, asked: float, fault: Blame
+) -> None:
+    """What that one answers, the new one should have; what takes it too long as well lies in the request."""
+
+    async def body(host: Host, http: httpx.AsyncClient) -> None:
+        await host.put_live("1")
+        await host.put_live("2", program)
+        assert (await infer(http, asked)).status_code == 504
+        await until(lambda: live(host).statistics.blamed == {fault: 1})
+
+    run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 0.5, "hang_seconds": 2}))
 
 
 def test_no_thread_is_left_when_children_are_forked() -> None:

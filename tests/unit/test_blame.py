@@ -24,6 +24,7 @@ ROWS = [
     (errors.Crashed(), 503, Blame.INPUT),
     (errors.ChildDied(), 503, Blame.NOBODY),
     (errors.DeadlineExceeded(), 504, Blame.INPUT),
+    (errors.Overlong(), 504, Blame.INPUT),
     (errors.Hung(), 504, Blame.VERSION),
     (errors.Blocked(), 504, Blame.NOBODY),
     (errors.NotReady(), 503, Blame.NOBODY),
