@@ -49,16 +49,18 @@ def test_one_program_against_itself_is_the_same(
 
 
 @given(seed=st.integers(0, 2**32 - 1), ratio=st.floats(2, 7), shift=st.floats(0.91, 1.1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_a_real_difference_is_found_beside_other_work(seed: int, ratio: float, shift: float) -> None:
-    """Though the wall clock is useless and neighbours move the ratio by a tenth: the interval holds the quiet one."""
+    """Though the wall clock is useless and neighbours move the ratio by a tenth: the interval holds the quiet one, and
+    in at least 95 of 100 runs it shows that there is a difference."""
     rng = np.random.default_rng(seed)
-    pair, itself = (ratios(rng, value, 30, 0.2, 0.02) for value in (ratio * shift, 1.0))
+    runs = [[ratios(rng, value, 30, 0.2, 0.02) for value in (ratio * shift, 1.0)] for _ in range(100)]
     for several, clock in ((1, "cpu"), (2, "both")):
-        judged = judge(pair, itself, contended=True, threads=several)
-        assert judged.compared.low <= ratio <= judged.compared.high
-        assert judged.clock == clock
-    assert judge(pair, itself, contended=True, threads=1).finding == "faster"
+        judged = [judge(pair, itself, contended=True, threads=several) for pair, itself in runs]
+        assert sum(one.compared.low <= ratio <= one.compared.high for one in judged) >= 98
+        assert {one.clock for one in judged} == {clock}
+    found = [judge(pair, itself, contended=True, threads=1).finding for pair, itself in runs]
+    assert found.count("faster") >= 95
 
 
 @pytest.mark.parametrize(("rounds", "correlation"), [(8, 0.0), (15, 0.0), (15, 0.3), (30, 0.6), (60, 0.3)])
