@@ -48,7 +48,6 @@ def left_running(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("where", ["folder", "s3"])
 def test_every_verdict_is_right_and_nothing_is_left_running(where: str, tmp_path: Path) -> None:

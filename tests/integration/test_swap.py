@@ -304,6 +304,7 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
     run(body, tmp_path, FAKE.model_copy(update={"request_seconds": 1, "hang_seconds": 0.5}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("request_seconds", "hang_seconds"), [(10, 1), (1, 2)], ids=["ended", "late"])
 def test_what_takes_too_long_to_compute_may_be_the_clients_fault(
     tmp_path: Path, request_seconds: float, hang_seconds: float
@@ -323,6 +324,7 @@ def test_what_takes_too_long_to_compute_may_be_the_clients_fault(
     run(body, tmp_path, FAKE.model_copy(update={"request_seconds": request_seconds, "hang_seconds": hang_seconds}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "asked", "fault"),
     [("endless-2", FakeSession.SEVEN, Blame.VERSION), ("times-2", ENDLESS, Blame.CLIENT)],
@@ -357,6 +359,7 @@ def test_no_thread_is_left_when_children_are_forked() -> None:
     asyncio.run(body())
 
 
+@pytest.mark.slow
 def test_a_load_that_stands_still_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Long before the longest load, only where it neither computes nor reads, and it says where; what serves stays."""
 
