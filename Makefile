@@ -30,7 +30,7 @@ $(MINILM): $(STAMP)
 demo: $(STAMP) ## Train, drop eight checkpoints, watch them weighed and rolled out (ARGS='--s3 --json')
 	$(BIN)/weighbridge demo $(ARGS)
 
-# Side by side on the processors that there are, a file at a time, in order: what is measured and what is long comes first.
+# Side by side on the processors that there are, a file at a time, in order: what measures, then what is long, comes first.
 BESIDE := -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(MINILM) ## Run every test (ARGS='-k story', ARGS='-n 0' one by one)
