@@ -185,6 +185,7 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_nothing(registry: Registry
     url, children = host.url(), host.children()
     for child in children:
         child.suspend()
+    until(lambda: all(child.status() == psutil.STATUS_STOPPED for child in children))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(infer, url, 3)
         until(lambda: "weighbridge_in_flight" in httpx.get(f"{url}/metrics").text and in_flight(url))

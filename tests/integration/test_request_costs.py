@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from fixtures.real_engine import ROWS, TOKENS, TORCH, TORCH_PROGRAM, attention, torch_spec, wide
-from fixtures.serving import FAKE, FAKE_PROGRAM, Host, fake_spec, serving_host
+from fixtures.serving import FAKE, FAKE_PROGRAM, Host, fake_spec, serving_host, stop, until
 
 from weighbridge.hosts.blame import Blame
 from weighbridge.hosts.children import ChildProgram
@@ -45,12 +43,6 @@ def answered(answer: httpx.Response) -> np.ndarray[Any, Any]:
     assert answer.status_code == 200, answer.text
     output = answer.json()["outputs"][0]
     return np.array(output["data"], np.float32).reshape(output["shape"])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 pytestmark = pytest.mark.slow
@@ -126,7 +118,7 @@ def test_a_queue_that_never_moves_is_seen_and_moved(tmp_path: Path) -> None:
         slot = host.slots.find("scale", None)
         child, path = slot.child, "/v2/models/scale/infer"
         assert child is not None
-        os.kill(child.pid, signal.SIGSTOP)
+        await stop(child)
         one = body_of(np.ones((1, 4), np.float32))
         asked = [asyncio.create_task(http.post(path, content=one)) for _ in range(3)]
         await until(lambda: child.waiting == 3)

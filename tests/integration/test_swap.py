@@ -8,16 +8,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 from fixtures.fake_engine import FakeSession
-from fixtures.serving import FAKE, FAKE_PROGRAM, Host, engine_children, fake_spec, serving_host
+from fixtures.serving import FAKE, FAKE_PROGRAM, Host, engine_children, fake_spec, serving_host, stop, until
 
 from weighbridge.hosts.blame import Blame
 from weighbridge.hosts.children import Child, Nursery
@@ -33,7 +32,7 @@ def run(test: Callable[[Host, httpx.AsyncClient], Awaitable[None]], blobs: Path,
         async with serving_host(blobs, settings) as host, httpx.AsyncClient(base_url=f"http://{host.url}") as http:
             await test(host, http)
 
-    asyncio.run(asyncio.wait_for(body(), 30))
+    asyncio.run(asyncio.wait_for(body(), 90))
 
 
 async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
@@ -41,25 +40,19 @@ async def infer(http: httpx.AsyncClient, *data: float) -> httpx.Response:
     return await http.post("/v2/models/scale/infer", json=body)
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def live(host: Host) -> Slot:
     return host.slots.find("scale", None)
 
 
-@contextlib.contextmanager
-def held(slot: Slot) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def held(slot: Slot) -> AsyncIterator[None]:
     """Its child stands still: what is asked meanwhile waits, for as long as the block takes."""
     assert slot.child is not None
-    os.kill(slot.child.pid, signal.SIGSTOP)
+    process = await stop(slot.child)
     try:
         yield
     finally:
-        os.kill(slot.child.pid, signal.SIGCONT)
+        process.resume()
 
 
 @pytest.mark.slow
@@ -97,7 +90,7 @@ def test_a_request_in_flight_finishes_on_the_version_that_took_it(tmp_path: Path
         await host.put_live("1")
         old = live(host)
         loaded = await host.swapper.load(fake_spec(host.blobs, "2"))
-        with held(old):
+        async with held(old):
             slow = asyncio.create_task(infer(http, 1))
             await until(lambda: old.in_flight)
             await host.swapper.go_live(loaded)
@@ -176,7 +169,7 @@ def test_a_child_that_crashes_fails_its_request_cleanly_and_is_brought_up_again(
     async def body(host: Host, http: httpx.AsyncClient) -> None:
         await host.put_live("1")
         first = live(host).child
-        with held(live(host)):
+        async with held(live(host)):
             other, crash = asyncio.create_task(infer(http, 1)), asyncio.create_task(infer(http, CRASH))
             await until(lambda: live(host).in_flight == 2)
         answer = await crash
@@ -292,9 +285,7 @@ def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
         await host.put_live("1")
         hung = live(host).child
         assert hung is not None
-        os.kill(hung.pid, signal.SIGSTOP)
-        tasks = list(Path(f"/proc/{hung.pid}/task").glob("*/stat"))
-        await until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks))
+        await stop(hung)
         answer = await infer(http, 1)
         assert (answer.status_code, list(answer.json())) == (504, ["error"])
         assert live(host).statistics.blamed == {Blame.VERSION: 1}
@@ -384,7 +375,7 @@ def test_requests_that_wait_are_computed_as_one(tmp_path: Path) -> None:
         asked = [[1.0], [2.0], [3.0, 4.0], [5.0], [6.0, 7.0]]
         wrong = {"name": "nonsense", "shape": [1, 1], "datatype": "FP32", "data": [1]}
         rows = {"name": "x", "shape": [9, 1], "datatype": "FP32", "data": list(range(9))}
-        with held(live(host)):
+        async with held(live(host)):
             fine = [asyncio.create_task(infer(http, *data)) for data in asked]
             bad, many = (
                 asyncio.create_task(http.post("/v2/models/scale/infer", json={"inputs": [tensor]}))
@@ -403,7 +394,7 @@ def test_a_queue_that_is_full_refuses_at_once(tmp_path: Path) -> None:
 
     async def body(host: Host, http: httpx.AsyncClient) -> None:
         await host.put_live("1")
-        with held(live(host)):
+        async with held(live(host)):
             waiting = [asyncio.create_task(infer(http, 1)) for _ in range(2)]
             await until(lambda: live(host).in_flight == 2)
             answer = await infer(http, 1)
@@ -419,7 +410,7 @@ def test_a_request_that_expired_in_the_queue_is_not_computed(tmp_path: Path) -> 
 
     async def body(host: Host, http: httpx.AsyncClient) -> None:
         await host.put_live("1", "tiring-1")
-        with held(live(host)):
+        async with held(live(host)):
             answers = await asyncio.gather(*(infer(http, 1) for _ in range(TIRED_AFTER)))
         assert {answer.status_code for answer in answers} == {504}
         async with asyncio.timeout(10):
@@ -473,4 +464,4 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         await parent.wait()
         await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
-    asyncio.run(asyncio.wait_for(body(), 30))
+    asyncio.run(asyncio.wait_for(body(), 90))
