@@ -88,28 +88,30 @@ def _of_output(row: Metric) -> bool:
 
 
 def speeds(device: Device) -> Table:
-    """The headline of each variant on one kind of hardware."""
+    """The headline of each variant on one kind of hardware; what is a fact on any machine comes first."""
     rows = (
         (
             variant,
-            _marked(words.time(one.p50), one.contended),
-            _marked(words.time(one.p99), one.contended),
+            one.finding or NOTHING,
             ("same" if one.finding == "same" else words.times(one.speedup))
             + words.interval(one.speedup_low, one.speedup_high),
-            _marked(words.rate(one.throughput), one.contended),
             words.times(one.throughput_ratio) + words.interval(one.throughput_low, one.throughput_high),
+            _marked(words.time(one.p50), one.contended),
+            _marked(words.time(one.p99), one.contended),
+            _marked(words.rate(one.throughput), one.contended),
             words.size(one.memory),
             words.time(one.load_seconds),
             NOTHING if one.energy is None else f"{1e3 * one.energy:.3g} mJ",
             words.percent(one.spread),
             one.contended or NOTHING,
-            one.finding or NOTHING,
         )
         for variant, one in device.facts.items()
     )
-    columns = "variant | p50# | p99# | latency ×# | rows/s# | throughput ×# | memory# | load# | energy/row# | spread# |"
+    columns = (
+        "variant | finding! | latency ×# | throughput ×# | p50# | p99# | rows/s# | memory# | load# | energy/row# |"
+    )
     caption = "Measured, each beside the original in one run. * beside other work: only ratios and memory are facts"
-    return _table(caption, f"{columns} beside | finding!", rows)
+    return _table(caption, f"{columns} spread# | beside", rows)
 
 
 def _marked(figure: str, contended: str) -> str:
