@@ -17,6 +17,7 @@ import psutil
 import pytest
 from fixtures.fake_engine import FakeSession
 from fixtures.serving import FAKE, FAKE_PROGRAM, Host, engine_children, fake_spec, serving_host, stop, until
+from fixtures.worker import runs
 
 from weighbridge.hosts.blame import Blame
 from weighbridge.hosts.children import Child, Nursery
@@ -432,7 +433,7 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
         assert len(pids) >= 2
 
     run(body, tmp_path)
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert not [pid for pid in pids if runs(pid)]
 
 
 def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
