@@ -29,19 +29,8 @@ COMPANIONS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args", 
 
 UNFINISHED = (
     *(".tmp", ".temp", ".incomplete", ".part", ".partial", ".filepart", ".crdownload", ".opdownload", ".download"),
-    *(
-        ".downloading",
-        ".fdmdownload",
-        ".xltd",
-        ".aria2",
-        ".aria2__temp",
-        ".!ut",
-        ".!qb",
-        ".!bt",
-        ".gstmp",
-        "._copying_",
-    ),
-    *(".unconfirmed", ".unfinished", "-unfinished", "-unfinished.txt"),
+    *(".downloading", ".fdmdownload", ".xltd", ".aria2", ".aria2__temp", ".!ut", ".!qb", ".!bt", ".unconfirmed"),
+    *(".gstmp", "._copying_", ".unfinished", "-unfinished", "-unfinished.txt"),
 )
 """Ends of names, in lower case, that say that somebody is still writing, or fetching."""
 

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 from fixtures.checkpoints import safetensors
+from fixtures.worker import runs
 
 pytestmark = pytest.mark.slow
 
@@ -53,14 +54,6 @@ def up(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], dict[s
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether it runs; one that only waits to be buried does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def line(process: psutil.Process) -> str:
@@ -112,7 +105,7 @@ def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) ->
         left = descendants(process)
         process.kill()
         process.wait(10)
-        await_(lambda: not any(map(runs, left)), "nobody outlives it")
+        await_(lambda: not any(runs(one.pid) for one in left), "nobody outlives it")
     (drops / "digits" / "3.safetensors").write_bytes(safetensors(step="3"))
     with up(tmp_path, "--hosts", "1") as (process, again):
         assert again == where, "everything is where it was"
@@ -123,7 +116,7 @@ def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) ->
         left = descendants(process)
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0
-        assert not any(map(runs, left))
+        assert not any(runs(one.pid) for one in left)
 
 
 def test_it_ends_by_itself_after_its_time(tmp_path: Path) -> None:
@@ -132,4 +125,4 @@ def test_it_ends_by_itself_after_its_time(tmp_path: Path) -> None:
         assert httpx.get(f"{where['registry']}/readyz").status_code == 200
         left = descendants(process)
         assert process.wait(40) == 0
-        assert not any(map(runs, left))
+        assert not any(runs(one.pid) for one in left)

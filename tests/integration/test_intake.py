@@ -31,10 +31,10 @@ ONE, TWO = safetensors(), safetensors({"w": ("F32", [2], bytes(8))})
 
 
 @pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[Database]:
-    opened = Database(sqlite_url)
-    yield opened
-    opened.close()
+def sqlite(sqlite_url: str, opened: Callable[[str], Database]) -> Iterator[Database]:
+    found = opened(sqlite_url)
+    yield found
+    found.close()
 
 
 @pytest.fixture

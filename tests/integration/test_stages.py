@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(sqlite_url: str, tmp_path: Path, digits_template: Any) -> Iterator[Bench]:
-    db = Database(sqlite_url)
+def bench(sqlite_url: str, opened: Callable[[str], Database], tmp_path: Path, digits_template: Any) -> Iterator[Bench]:
+    db = opened(sqlite_url)
     yield Bench(db, tmp_path, digits_template)
     db.close()
 
