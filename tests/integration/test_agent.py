@@ -117,8 +117,9 @@ def test_tokens(closed_api: Api, start: Start) -> None:
     with pytest.raises(Refused, match=f"names host {host.id}"):
         again.ended.result(20)
     invited = start(api, token=api.token("enrol", host.id))
-    until(invited, lambda: invited.ready)
+    until(invited, lambda: invited.ready and admin.host(host.id).epoch == 3)  # it is ready before it was let in
     assert invited.id == host.id
+    assert [token.revoked_at is None for token in admin.tokens() if token.role == "host"] == [True, False]
 
 
 def test_a_retired_host_ends(api: Api, start: Start) -> None:

@@ -23,7 +23,7 @@ from weighbridge.registry.schemas import Version
 
 @dataclass
 class Row:
-    """A drop as it stands. `seconds` run from its (last) write to its verdict; `waited` is why it once had to wait."""
+    """A drop as it stands. `seconds` run from its (last) write to its verdict; `waited` is why it had to, at first."""
 
     drop: Drop
     status: str = ""
@@ -81,7 +81,7 @@ class Board:
         for waiting in self.client.checkpoints(drops.MODEL, "waiting"):
             for drop, row in self.rows.items():
                 if drop.path == waiting.path and row.since is not None and row.number is None:
-                    row.waited = waiting.reason if drop is drops.TRUNCATED else ""
+                    row.waited = row.waited or (waiting.reason if drop is drops.TRUNCATED else "")
                     self._update(row, "waiting", waiting.reason, None)
 
     def until(self, done: Callable[[], bool], what: str, *, seconds: float, pause: float = 0.2) -> None:
