@@ -3,7 +3,7 @@
 | what happened | status | blame |
 |---|---|---|
 | the request is malformed, too large for any version, undecodable | 400, 413, 415 | client |
-| it did not arrive whole in time | 408 | client |
+| it did not arrive whole in time; its client left; its address holds too much | 408, 499, 429 | client |
 | outside the version's contract: names, datatypes, shapes, values, memory | 400, 413 | refused |
 | the program failed, and answers the golden's first row as recorded | 500 | input |
 | the engine child ended (crash, memory) while it computed this request | 503 | input |
@@ -44,6 +44,8 @@ UNJUDGED = frozenset({Blame.CLIENT, Blame.NOBODY})
 _TABLE: dict[type[Exception], Blame] = {
     errors.BadRequest: Blame.CLIENT,
     errors.BodyLate: Blame.CLIENT,
+    errors.ClientLeft: Blame.CLIENT,
+    errors.TooMuchHeld: Blame.CLIENT,
     errors.RouteNotFound: Blame.CLIENT,
     errors.MethodNotAllowed: Blame.CLIENT,
     errors.ModelNotFound: Blame.CLIENT,

@@ -1,84 +1,147 @@
-"""An inference request's body on its way in: bounded in size, in time, and in sum with the others that are here."""
+"""An inference request's body on its way in: plain, bounded in size, and in sum with the others that are here.
+
+How long it may take is the connection's business (inbound.protocol), which ends a client that stands still.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
-from weighbridge.hosts.errors import BadRequest, BodyLate, Overloaded, TooLarge
+from weighbridge.hosts import inflate
+from weighbridge.hosts.errors import BadRequest, BodyLate, ClientLeft, TooLarge
+from weighbridge.hosts.room import UNCOUNTED, Room, Share
 from weighbridge.hosts.settings import HostSettings
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Headers = list[tuple[bytes, bytes]]
+Scope = dict[str, Any]
 
 _DIGITS = 19
 """No number of bytes has more; a longer one is no number that anybody meant."""
 
 
 class Body(NamedTuple):
-    """An inference body as it came, and the two headers that say how to read it."""
+    """An inference body, undone of its encoding, and how many bytes of it are the JSON header (None: all)."""
 
-    data: bytes
+    data: bytes | bytearray
     header_length: int | None
-    encoding: str
+    share: Share
+
+
+class _Announced(NamedTuple):
+    """What the headers say: bytes of the JSON header, Content-Encoding, bytes of the body (0 where it is chunked)."""
+
+    header_length: int | None
+    coding: str
+    length: int
 
 
 class Bodies:
-    """Reads bodies, and knows how many bytes of them are held: arriving, waiting for a child, or being computed."""
+    """Reads bodies, and holds room for them until they are answered."""
 
     def __init__(self, settings: HostSettings) -> None:
-        self._settings, self._held = settings, 0
+        self._settings = settings
+        self.room = Room(settings.held_bytes, settings.held_bytes_per_address)
 
-    async def read(self, headers: Headers, receive: Receive, began: float) -> Body:
-        """The whole body; the caller must `release` it. Raises BadRequest, TooLarge, Overloaded, BodyLate."""
-        length, encoding = self._announced(headers)
-        parts: list[bytes] = []
+    async def read(self, scope: Scope, receive: Receive) -> Body:
+        """The whole body; the caller must `release` it.
+
+        Raises BadRequest, TooLarge, Overloaded, TooMuchHeld, BodyLate, ClientLeft.
+        """
+        announced = self._announced(scope["headers"])
+        share = _share(scope)
+        self.room.check()
         try:
-            await self._arrive(parts, receive, began)
+            if announced.length > UNCOUNTED:
+                self.room.take(share, announced.length)
+            data = await self._arrived(receive, share)
+            if announced.coding:
+                data = await self._unpacked(data, announced.coding, share)
         except BaseException:
-            self._held -= sum(map(len, parts))
+            self.room.give(share)
             raise
-        return Body(b"".join(parts), length, encoding)
+        return Body(data, announced.header_length, share)
 
     def release(self, body: Body) -> None:
         """It is answered."""
-        self._held -= len(body.data)
+        self.room.give(body.share)
 
-    def _announced(self, headers: Headers) -> tuple[int | None, str]:
-        """(bytes of the JSON header, Content-Encoding) as the headers say, each number within its bounds."""
-        length, encodings = None, list[str]()
+    @contextlib.contextmanager
+    def answered(self, scope: Scope, size: int) -> Iterator[None]:
+        """Count an answer of `size` bytes while the block runs."""
+        share = _share(scope)
+        self.room.exceed(share, size)
+        try:
+            yield
+        finally:
+            self.room.give(share)
+
+    def _announced(self, headers: Headers) -> _Announced:
+        header_length, encodings, length = None, list[str](), 0
         for name, value in headers:
             if name == b"inference-header-content-length":
-                length = _length(name, value)
-                if length > self._settings.max_body_bytes:
-                    raise BadRequest(f"{name.decode()} {length} exceeds any body that this host takes")
+                header_length = _length(name, value)
+                if header_length > self._settings.max_body_bytes:
+                    raise BadRequest(f"{name.decode()} {header_length} exceeds any body that this host takes")
             elif name == b"content-encoding":
-                encodings.append(value.decode("latin-1").strip().lower())
-            elif name == b"content-length" and _length(name, value) > self._settings.max_body_bytes:
-                raise TooLarge(f"the body has {value.decode()} bytes, this host takes {self._settings.max_body_bytes}")
-        return length, ",".join(encodings)
+                encodings.append(value.decode("latin-1"))
+            elif name == b"content-length" and (length := _length(name, value)) > self._settings.max_body_bytes:
+                raise TooLarge(f"the body has {length} bytes, this host takes {self._settings.max_body_bytes}")
+        return _Announced(header_length, inflate.coding(",".join(encodings)) if encodings else "", length)
 
-    async def _arrive(self, parts: list[bytes], receive: Receive, began: float) -> None:
-        """Collect the body in `parts`, bounded in size, in sum with the others that are here, and in time."""
-        settings, size, more = self._settings, 0, True
+    async def _arrived(self, receive: Receive, share: Share) -> bytes | bytearray:
+        """Most bodies are one message, and not copied."""
+        data, more = _part(await receive())
+        self._fit(share, len(data))
+        if not more:
+            return data
+        body = bytearray(data)
         try:
-            async with asyncio.timeout(began + settings.request_seconds - time.monotonic()):
+            async with asyncio.timeout(None) as patience:
+                share.give_way = lambda: patience.reschedule(0.0)
                 while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequest("the client left in the middle of its body")
-                    part, more = message.get("body", b""), message.get("more_body", False)
-                    size += len(part)
-                    if size > settings.max_body_bytes:
-                        raise TooLarge(f"the body exceeds this host's {settings.max_body_bytes} bytes")
-                    if self._held + len(part) > settings.held_bytes:
-                        raise Overloaded(f"bodies of {settings.held_bytes} bytes are held already (held_bytes)")
-                    parts.append(part)
-                    self._held += len(part)
+                    data, more = _part(await receive())
+                    share.heard = time.monotonic()
+                    self._fit(share, len(body) + len(data))
+                    body += data
         except TimeoutError as exc:
-            raise BodyLate("the body did not arrive before the deadline") from exc
+            raise BodyLate("the body stood still while others needed its room; send it again") from exc
+        finally:
+            share.give_way = None
+        return body
+
+    def _fit(self, share: Share, size: int) -> None:
+        """Let the body be of `size` bytes."""
+        if size > self._settings.max_body_bytes:
+            raise TooLarge(f"the body exceeds this host's {self._settings.max_body_bytes} bytes")
+        self._reserve(share, size)
+
+    async def _unpacked(self, packed: bytes | bytearray, coding: str, share: Share) -> bytearray:
+        settings, plain = self._settings, bytearray()
+        for piece in inflate.pieces(packed, coding, settings.max_body_bytes, settings.max_inflation):
+            self._reserve(share, len(packed) + len(plain) + len(piece))
+            plain += piece
+            await asyncio.sleep(0)
+        return plain
+
+    def _reserve(self, share: Share, size: int) -> None:
+        if size > max(share.size, UNCOUNTED):
+            self.room.take(share, size)
+
+
+def _share(scope: Scope) -> Share:
+    client = scope.get("client")
+    return Share(client[0] if client else "", heard=time.monotonic())
+
+
+def _part(message: dict[str, Any]) -> tuple[bytes, bool]:
+    if message["type"] == "http.disconnect":
+        raise ClientLeft("the client left in the middle of its body")
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def _length(name: bytes, value: bytes) -> int:

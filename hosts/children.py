@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from weighbridge.engines.errors import GoldenMismatch
 from weighbridge.hosts import frames
@@ -22,6 +22,7 @@ from weighbridge.hosts.child import EXPLAIN
 from weighbridge.hosts.errors import (
     Blocked,
     ChildDied,
+    ClientLeft,
     Crashed,
     DeadlineExceeded,
     GoldenFailed,
@@ -30,7 +31,8 @@ from weighbridge.hosts.errors import (
     LoadFailed,
     Overlong,
 )
-from weighbridge.hosts.frames import Frame, Kind
+from weighbridge.hosts.frames import Kind
+from weighbridge.hosts.line import Asked, Lane, Line, Question
 from weighbridge.hosts.nursery import PID_BYTES
 from weighbridge.hosts.settings import HostSettings
 
@@ -50,17 +52,19 @@ class ChildProgram:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-class Asked(NamedTuple):
-    """One question on its way: when it was sent (monotonic clock), and the future of its answer."""
-
-    sent: float
-    future: asyncio.Future[Frame]
+_SENT_AHEAD = 6
+"""Requests that a child has beside those of two batches: enough that it never waits for the front."""
 
 
 class _Link(asyncio.Protocol):
-    """The parent's end of the socket pair: matches answers to the futures that wait for them."""
+    """The parent's end of the socket pair: matches answers to the futures that wait for them.
 
-    def __init__(self) -> None:
+    `room_in` hears of a lane from which the child has answered a request.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.room_in: Callable[[Lane], None] = lambda lane: None
         self.waiting: dict[int, Asked] = {}
         """What was sent and has no answer yet, oldest first."""
         self.last_sign = 0.0
@@ -72,14 +76,19 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for frame in self._parser.feed(data):
             asked = self.waiting.pop(frame.id, None) if frame.kind != Kind.PROGRESS else None
-            if asked is not None and not asked.future.done():
+            if asked is None:
+                continue
+            if not asked.future.done():
                 asked.future.set_result(frame)
+            if asked.lane is not None:
+                asked.lane.sent -= 1
+                self.room_in(asked.lane)
         self.last_sign = time.monotonic()
 
     def connection_lost(self, exc: Exception | None) -> None:
         waiting, self.waiting = self.waiting, {}
         error: HostError = self.cause or Crashed("the engine child ended while it computed this request")  # most likely
-        for asked in waiting.values():
+        for asked in (*waiting.values(), *self.line.everybody()):
             if not asked.future.done():
                 asked.future.set_exception(error)
             error = ChildDied("the engine child ended for another request; this one may be sent again")
@@ -94,6 +103,7 @@ class Child:
         self._next_id = 0
         self._ending = False
         self._activity = Activity(process.pid, time.monotonic())
+        link.room_in = self._advance
         self.died: Callable[[Child], None] | None = None
         link.lost.add_done_callback(self._on_lost)
 
@@ -104,7 +114,9 @@ class Child:
         try:
             with theirs:
                 process = await nursery.fork(theirs)
-            transport, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=ours)
+            transport, link = await asyncio.get_running_loop().create_unix_connection(
+                lambda: _Link(Line(nursery.ahead)), sock=ours
+            )
         except BaseException:
             ours.close()  # which ends the child, if there is one
             raise
@@ -129,8 +141,8 @@ class Child:
 
     @property
     def waiting(self) -> int:
-        """Questions that have no answer yet."""
-        return len(self._link.waiting)
+        """Questions that have no answer yet, with the child or in the line before it."""
+        return len(self._link.waiting) + self._link.line.waiting
 
     def silent_for(self, now: float) -> float:
         """Seconds that it has had a question without a sign of life (monotonic clock); 0 while it has none."""
@@ -151,19 +163,50 @@ class Child:
             return Overlong("no answer before the deadline: it was still being computed")
         return Hung("no answer, and no sign of life, before the deadline")
 
-    def send(self, kind: Kind, meta: dict[str, Any], body: bytes = b"", padding: int = 0) -> Asked:
-        """Put one question on the wire; its future ends with the answer or with ChildDied.
+    def expire(self, asked: Asked) -> None:
+        """Its time is up."""
+        self._link.line.leave(asked)
+        if not asked.future.done():
+            asked.future.set_exception(self.held_up(asked))
 
-        It waits from the moment that it is sent: what cannot be framed raises, and leaves nothing behind.
+    def drop(self, asked: Asked) -> None:
+        """Nobody waits for it any more. What the child has is answered all the same: it tells of the version."""
+        if self._link.line.leave(asked) and not asked.future.done():
+            asked.future.set_exception(ClientLeft("the client left before its request was begun"))
+
+    def infer(self, meta: dict[str, Any], body: bytes | bytearray, padding: int) -> Asked:
+        """Put one inference request into the line; its future ends with the answer or with ChildDied.
+
+        What cannot be framed raises, and leaves nothing behind.
         """
+        self._demand_alive()
+        id, lane = self._new_id(), self._link.line.lane(len(body))
+        head = frames.head(Kind.INFER, id, meta, len(body), padding)
+        asked = Asked(time.monotonic(), asyncio.get_running_loop().create_future(), lane)
+        lane.waiting.append(Question(asked, id, head, body))
+        self._advance(lane)
+        return asked
+
+    def _advance(self, lane: Lane) -> None:
+        while self.alive and (question := self._link.line.next(lane)) is not None:
+            self._transport.writelines((question.head, question.body))
+            self._link.waiting[question.id] = question.asked
+
+    def send(self, kind: Kind, meta: dict[str, Any]) -> Asked:
+        """Put one question on the wire; its future ends with the answer or with ChildDied."""
+        self._demand_alive()
+        id = self._new_id()
+        self._transport.write(frames.head(kind, id, meta))
+        asked = self._link.waiting[id] = Asked(time.monotonic(), asyncio.get_running_loop().create_future())
+        return asked
+
+    def _new_id(self) -> int:
+        self._next_id = (self._next_id + 1) & 0xFFFFFFFF
+        return self._next_id
+
+    def _demand_alive(self) -> None:
         if not self.alive:
             raise ChildDied("the engine child is gone; the version is being brought up again")
-        self._next_id = id = (self._next_id + 1) & 0xFFFFFFFF
-        head = frames.head(kind, id, meta, len(body), padding)
-        asked = Asked(time.monotonic(), asyncio.get_running_loop().create_future())
-        self._transport.writelines((head, body))
-        self._link.waiting[id] = asked
-        return asked
 
     async def ask(self, kind: Kind, meta: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         """One question and its answer's meta. Raises LoadFailed, ChildDied, DeadlineExceeded.
@@ -272,6 +315,11 @@ class Nursery:
     def idle_limit(self) -> float:
         """Seconds that a child that was asked may do nothing at all."""
         return self._settings.hang_seconds
+
+    @property
+    def ahead(self) -> int:
+        """Requests that a child may have at once."""
+        return _SENT_AHEAD + 2 * self._settings.batch
 
     async def fork(self, theirs: socket.socket) -> Forked:
         """Make a child that owns a copy of this end of a socket pair. Raises LoadFailed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -12,19 +11,16 @@ import orjson
 
 from weighbridge.engines import datatypes
 from weighbridge.engines.protocols import Array
-from weighbridge.hosts import large_json, tensor_data
-from weighbridge.hosts.errors import BadRequest, OutsideContract, TooLarge, UnsupportedEncoding
+from weighbridge.hosts import json_keys, large_json, tensor_data
+from weighbridge.hosts.errors import BadRequest, OutsideContract, TooLarge
 
 T = TypeVar("T")
-Plain = bytes | bytearray | memoryview
 
 MAX_RANK = 32
-_WINDOWS = {"gzip": zlib.MAX_WBITS | 32, "x-gzip": zlib.MAX_WBITS | 32, "deflate": zlib.MAX_WBITS | 32}
-"""zlib's window bits of the codings that are undone; 32: gzip or zlib by its own header."""
-_MOST_CODINGS, _MOST_MEMBERS = 2, 1024
+MOST_TENSORS = 1024
+"""Inputs, or wanted outputs, of one request: each costs more than its bytes say."""
 _BEYOND = 1 << 63
 """No size or number of bytes is as large."""
-_PIECE = 1 << 18
 _NUMBERS = 1 << 15
 """Numbers of an answer that are written at once."""
 
@@ -47,27 +43,6 @@ class Encoded:
     header_length: int | None = None
 
 
-def inflating(body: bytes | memoryview, encoding: str, limit: int) -> Generator[None, None, Plain]:
-    """The body without its Content-Encoding, piece by piece: it yields between them.
-
-    Raises UnsupportedEncoding, BadRequest, TooLarge (over `limit` bytes).
-    """
-    codings = [coding for word in encoding.split(",") if (coding := word.strip()) not in ("", "identity")]
-    if unknown := [coding for coding in codings if coding not in _WINDOWS]:
-        raise UnsupportedEncoding(f"Content-Encoding {unknown[0]!r}: identity, gzip and deflate are understood")
-    if len(codings) > _MOST_CODINGS:
-        raise UnsupportedEncoding(f"Content-Encoding names {len(codings)} codings, at most {_MOST_CODINGS} are undone")
-    plain: Plain = body
-    for coding in reversed(codings):
-        plain = yield from _inflated(memoryview(plain), coding, limit)
-    return plain
-
-
-def decompress(body: bytes | memoryview, encoding: str, limit: int) -> Plain:
-    """`inflating` in one go."""
-    return finished(inflating(body, encoding, limit))
-
-
 def finished(pieces: Generator[None, None, T]) -> T:
     """The result of work that yields between its pieces."""
     while True:
@@ -75,48 +50,6 @@ def finished(pieces: Generator[None, None, T]) -> T:
             next(pieces)
         except StopIteration as end:
             return cast("T", end.value)
-
-
-def _inflated(body: memoryview, coding: str, limit: int) -> Generator[None, None, bytearray]:
-    plain, members = bytearray(), 0
-    while body:
-        members += 1
-        if members > (1 if coding == "deflate" else _MOST_MEMBERS):
-            raise BadRequest(f"the {coding} body is followed by other bytes, or has over {_MOST_MEMBERS} members")
-        body = yield from _member(body, coding, plain, limit)
-    if not members:
-        raise BadRequest(f"the {coding} body is empty")
-    return plain
-
-
-def _member(body: memoryview, coding: str, plain: bytearray, limit: int) -> Generator[None, None, memoryview]:
-    """Inflate one gzip member, or a deflate stream, to the end of `plain`; what follows it."""
-    stream = zlib.decompressobj(_window(body, coding))
-    at, kept = 0, memoryview(b"")
-    while not stream.eof:
-        fed = kept or body[at : at + _PIECE]
-        at += 0 if kept else len(fed)
-        try:
-            piece = stream.decompress(fed, _PIECE)
-        except zlib.error as exc:
-            raise BadRequest(f"the body is no {coding}: {exc}") from exc
-        if not piece and not fed and not stream.eof:
-            raise BadRequest(f"the {coding} body is cut short")
-        plain += piece
-        if len(plain) > limit:
-            raise TooLarge(f"the body decompresses to more than {limit} bytes")
-        kept = memoryview(stream.unconsumed_tail)
-        if kept or at < len(body):
-            yield
-    rest = body[at - len(stream.unused_data) :]
-    return rest if any(rest[:_PIECE]) else memoryview(b"")  # gzip's padding is zeros
-
-
-def _window(body: memoryview, coding: str) -> int:
-    """zlib's window bits. `deflate` should have zlib's header; some clients leave it out, as they always did."""
-    if coding == "deflate" and (body[0] & 0x0F != 8 or (body[0] << 8 | (body[1] if len(body) > 1 else 0)) % 31):
-        return -zlib.MAX_WBITS
-    return _WINDOWS[coding]
 
 
 def decode(body: bytes | bytearray | memoryview, header_length: int | None = None) -> InferRequest:
@@ -133,7 +66,7 @@ def decoding(
         raise BadRequest(f"Inference-Header-Content-Length {header_length} exceeds the body's {view.nbytes} bytes")
     text = view if header_length is None else view[:header_length]
     try:
-        header = (yield from large_json.read(text)) if len(text) >= large_json.LARGE else orjson.loads(text)
+        header = (yield from large_json.read(text)) if len(text) >= large_json.LARGE else json_keys.read(bytes(text))
     except orjson.JSONDecodeError as exc:
         raise BadRequest(f"the request is no JSON: {exc}") from exc
     if not isinstance(header, dict):
@@ -217,6 +150,8 @@ def encode_error(message: str) -> bytes:
 def _inputs(listed: Any, blobs: memoryview) -> dict[str, Array]:
     if not isinstance(listed, list) or not listed:
         raise BadRequest("inputs must be a list of at least one tensor")
+    if len(listed) > MOST_TENSORS:
+        raise TooLarge(f"{len(listed)} inputs: a request has at most {MOST_TENSORS}")
     inputs: dict[str, Array] = {}
     at = 0
     for tensor in listed:
@@ -262,6 +197,8 @@ def _json_input(name: str, datatype: str, shape: list[int], tensor: dict[str, An
 def _wanted(listed: Any) -> dict[str, bool | None]:
     if not isinstance(listed, list):
         raise BadRequest("outputs must be a list")
+    if len(listed) > MOST_TENSORS:
+        raise TooLarge(f"{len(listed)} outputs are wanted: a request has at most {MOST_TENSORS}")
     wanted: dict[str, bool | None] = {}
     for output in listed:
         if not isinstance(output, dict) or not isinstance(name := output.get("name"), str):

@@ -38,9 +38,15 @@ class TooCostly(OutsideContract):
 
 
 class BodyLate(HostError, TimeoutError):
-    """The request did not arrive whole before its deadline."""
+    """The body stood still, and its room was given to another."""
 
     status = 408
+
+
+class ClientLeft(HostError, ConnectionError):
+    """Nobody waits for the answer any more; the status is nginx's word for it, and reaches nobody."""
+
+    status = 499
 
 
 class RouteNotFound(HostError, LookupError):
@@ -72,9 +78,15 @@ class NotReady(HostError):
 
 
 class Overloaded(HostError):
-    """More requests wait for the version's child than the host allows."""
+    """More requests wait for the version's child, or more bytes are held, than the host allows."""
 
     status = 503
+
+
+class TooMuchHeld(HostError):
+    """One address's bodies hold as many bytes as it may."""
+
+    status = 429
 
 
 class ChildDied(HostError, ConnectionError):

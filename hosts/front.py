@@ -20,10 +20,9 @@ import uvicorn
 import weighbridge
 from weighbridge.hosts import blame, codec, frames, metrics
 from weighbridge.hosts.blame import Blame
-from weighbridge.hosts.bodies import Bodies, Body, Headers, Receive
-from weighbridge.hosts.children import Asked, Child
+from weighbridge.hosts.bodies import Bodies, Body, Headers, Receive, Scope
+from weighbridge.hosts.children import Child
 from weighbridge.hosts.errors import (
-    BodyLate,
     ChildDied,
     Crashed,
     HostError,
@@ -34,10 +33,11 @@ from weighbridge.hosts.errors import (
     RouteNotFound,
     UnsupportedEncoding,
 )
-from weighbridge.hosts.frames import Frame, Kind
-from weighbridge.hosts.http_protocol import BEGAN, timely
+from weighbridge.hosts.frames import Frame
 from weighbridge.hosts.router import Slot, Slots, State
 from weighbridge.hosts.settings import HostSettings
+from weighbridge.inbound.callers import CallerRefused, Callers
+from weighbridge.inbound.protocol import LEFT, guarded
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +46,19 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 EXTENSIONS = ["binary_tensor_data", "model_repository(index)"]
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
-_CLOSE = (b"connection", b"close")
 _RETRY = (b"retry-after", b"1")
-"""With every 503: what is missing is being brought up, or a queue that moves."""
+_COMES_AGAIN = (429, 503)
+"""What is missing is being brought up, or a queue that moves, or room that others give back."""
+_LARGE_ANSWER = 1 << 16
+"""Bytes from which on an answer counts among what is held, until the client has taken it."""
 _READING = ("GET", "HEAD")
 _ASKED_AGAIN = frozenset({Blame.REFUSED, Blame.INPUT})
 _LARGEST_ASKED = 1 << 20
 """Bytes of a body that the version before is asked about."""
+
+
+_TIMES_CONNECTIONS = 2
+"""uvicorn's own limit counts connections that are closing as well; ours (inbound.gate) comes first."""
 
 
 class Target(NamedTuple):
@@ -74,31 +80,50 @@ def parse_target(path: str) -> Target | None:
     return None
 
 
+class Request(NamedTuple):
+    """One inference: what it asks, since when it is here whole (monotonic clock), what its client's leaving calls."""
+
+    target: Target
+    body: Body
+    began: float
+    leavers: set[Callable[[], None]]
+
+
 class Front:
     """The ASGI application over the host's slots."""
 
     def __init__(self, slots: Slots, settings: HostSettings) -> None:
         self._slots, self._settings = slots, settings
         self._bodies = Bodies(settings)
+        self._callers = Callers.of(settings.address, settings.url, settings.server_names, settings.origins)
         self._opinion: asyncio.Task[None] | None = None
 
     @property
-    def request_seconds(self) -> float:
-        """What a request may take, from its first byte to its answer."""
-        return self._settings.request_seconds
+    def settings(self) -> HostSettings:
+        return self._settings
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         try:
+            self._callers.check(scope["headers"])
             status, headers, body = await self._respond(scope, receive)
-        except HostError as exc:
+        except (HostError, CallerRefused) as exc:
             status, headers, body = exc.status, _error_headers(exc), codec.encode_error(str(exc))
-        if status == 503:
+        if status in _COMES_AGAIN:
             headers.append(_RETRY)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        if len(body) < _LARGE_ANSWER:
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await self._taken(scope, body, send)
+
+    async def _taken(self, scope: Scope, body: bytes, send: Send) -> None:
+        """Send a large answer, and count it as held until it is taken."""
+        with self._bodies.answered(scope, len(body)):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})  # waits while the connection's buffer is full
 
     async def _respond(self, scope: dict[str, Any], receive: Receive) -> tuple[int, Headers, bytes]:
         path, method = scope["path"], scope["method"]
@@ -155,52 +180,54 @@ class Front:
             for slot in self._slots
         ]
 
-    async def _inferred(self, target: Target, scope: dict[str, Any], receive: Receive) -> tuple[int, Headers, bytes]:
-        """Read the body and have it answered, all within the time that began with the request's first byte."""
-        began = scope.get("state", {}).get(BEGAN) or time.monotonic()
-        body = await self._bodies.read(scope["headers"], receive, began)
+    async def _inferred(self, target: Target, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+        """Read the body of a request that somebody here can answer, and have it answered."""
+        self._free_to_ask(self._slots.find(target.model, target.version))
+        request = Request(target, await self._bodies.read(scope, receive), time.monotonic(), _leavers(scope))
         try:
-            return await self._infer(target, body, began)
+            return await self._infer(request)
         finally:
-            self._bodies.release(body)
+            self._bodies.release(request.body)
 
-    async def _infer(self, target: Target, body: Body, began: float) -> tuple[int, Headers, bytes]:
+    async def _infer(self, request: Request) -> tuple[int, Headers, bytes]:
+        target = request.target
         slot = self._slots.find(target.model, target.version)
         fault, told = Blame.NOBODY, False
         try:
-            slot = await self._standing(slot, target, began)
+            slot = await self._standing(slot, request)
             try:
-                frame = await self._ask(slot, body, began)
+                frame = await self._ask(slot, request)
             except Crashed:
                 raise
             except ChildDied:  # it never came to this request, and programs are pure: ask the next child, once
                 await asyncio.sleep(0)  # the slot hears of the death in the loop's next turn
-                slot = await self._standing(self._slots.find(target.model, target.version), target, began)
-                frame = await self._ask(slot, body, began)
+                slot = await self._standing(self._slots.find(target.model, target.version), request)
+                frame = await self._ask(slot, request)
             fault, told = Blame(frame.meta.get("blame", Blame.NONE)), True
         except HostError as exc:
             fault, told = blame.of(exc), isinstance(exc, Overlong)
             raise
         finally:
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - request.began
             if fault in _ASKED_AGAIN and told:
-                self._ask_again(slot, body, fault, seconds)
+                self._ask_again(slot, request, fault, seconds)
             else:
                 slot.statistics.record(fault, seconds)
         return frame.meta["status"], _answer_headers(slot, frame), bytes(frame.body)
 
-    def _ask_again(self, slot: Slot, body: Body, fault: Blame, seconds: float) -> None:
+    def _ask_again(self, slot: Slot, request: Request, fault: Blame, seconds: float) -> None:
         """Have the version before tell whose fault it was, one request at a time; without one, record what is known."""
         elder = self._slots.elder(slot)
-        if elder is None or self._opinion is not None or len(body.data) > _LARGEST_ASKED:
+        if elder is None or self._opinion is not None or len(request.body.data) > _LARGEST_ASKED:
             slot.statistics.record(fault, seconds)
         else:
-            self._opinion = asyncio.create_task(self._second_opinion(slot, elder, body, fault, seconds))
+            again = request._replace(began=time.monotonic(), leavers=set())
+            self._opinion = asyncio.create_task(self._second_opinion(slot, elder, again, fault, seconds))
 
-    async def _second_opinion(self, slot: Slot, elder: Slot, body: Body, fault: Blame, seconds: float) -> None:
+    async def _second_opinion(self, slot: Slot, elder: Slot, request: Request, fault: Blame, seconds: float) -> None:
         """What fails on the version before too lies in the request; what that one answers, this version should have."""
         try:
-            frame = await self._ask(elder, body, time.monotonic())
+            frame = await self._ask(elder, request)
             fault = Blame.VERSION if frame.meta["status"] == 200 else Blame.CLIENT
         except Overlong:
             fault = Blame.CLIENT
@@ -210,15 +237,15 @@ class Front:
             self._opinion = None
             slot.statistics.record(fault, seconds)
 
-    async def _standing(self, slot: Slot, target: Target, began: float) -> Slot:
+    async def _standing(self, slot: Slot, request: Request) -> Slot:
         """The slot, or what answers once its child, which died, is brought up again."""
-        return await self._revived(slot, target, began) if slot.state is State.UNAVAILABLE else slot
+        return await self._revived(slot, request) if slot.state is State.UNAVAILABLE else slot
 
-    async def _revived(self, slot: Slot, target: Target, began: float) -> Slot:
+    async def _revived(self, slot: Slot, request: Request) -> Slot:
         """Wait in the queue while the child that died is brought up again; then what answers by now."""
-        settings = self._settings
+        settings, target = self._settings, request.target
         try:
-            async with asyncio.timeout(settings.request_seconds - (time.monotonic() - began)):
+            async with asyncio.timeout(settings.request_seconds - (time.monotonic() - request.began)):
                 while slot.state is State.UNAVAILABLE:
                     if slot.waiting >= settings.queue:
                         raise Overloaded(f"{settings.queue} requests already wait until this version is up again")
@@ -232,45 +259,51 @@ class Front:
             raise NotReady(f"{slot.spec.model} version {slot.spec.version} is {slot.state}: {slot.reason}") from exc
         return slot
 
-    async def _ask(self, slot: Slot, body: Body, began: float) -> Frame:
+    async def _ask(self, slot: Slot, request: Request) -> Frame:
         child = slot.enter()
         try:
-            return await self._answer(child, body, began)
+            return await self._answer(child, slot, request)
         finally:
             slot.leave()
 
-    async def _answer(self, child: Child, body: Body, began: float) -> Frame:
-        settings = self._settings
-        if child.waiting >= settings.queue:
-            raise Overloaded(f"{settings.queue} requests already wait for this version on this host")
-        deadline = began + settings.request_seconds
+    async def _answer(self, child: Child, slot: Slot, request: Request) -> Frame:
+        self._free_to_ask(slot)
+        body, deadline = request.body, request.began + self._settings.request_seconds
         meta: dict[str, Any] = {"deadline": deadline}
         if body.header_length is not None:
             meta["header"] = body.header_length
-        if body.encoding:
-            meta["encoding"] = body.encoding
-        asked = child.send(Kind.INFER, meta, body.data, frames.padding(body.header_length))
+        asked = child.infer(meta, body.data, frames.padding(body.header_length))
+
+        def leave() -> None:
+            child.drop(asked)
+
         left = deadline - time.monotonic()
-        timer = asyncio.get_running_loop().call_later(max(0.0, left), _expire, child, asked)
+        timer = asyncio.get_running_loop().call_later(max(0.0, left), child.expire, asked)
+        request.leavers.add(leave)
         try:
             return await asked.future
         finally:
+            request.leavers.discard(leave)
             timer.cancel()
 
+    def _free_to_ask(self, slot: Slot) -> None:
+        """Raise Overloaded where as many wait as may."""
+        if slot.child is not None and slot.child.waiting >= self._settings.queue:
+            raise Overloaded(f"{self._settings.queue} requests already wait for this version on this host")
 
-def _expire(child: Child, asked: Asked) -> None:
-    if not asked.future.done():
-        asked.future.set_exception(child.held_up(asked))
+
+def _leavers(scope: Scope) -> set[Callable[[], None]]:
+    """What is called when the client leaves."""
+    leavers: set[Callable[[], None]] = scope.get("state", {}).get(LEFT, set())
+    return leavers
 
 
-def _error_headers(error: HostError) -> Headers:
+def _error_headers(error: HostError | CallerRefused) -> Headers:
     headers: Headers = [_JSON]
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
     if isinstance(error, UnsupportedEncoding):
         headers.append((b"accept-encoding", b"gzip, deflate"))
-    if isinstance(error, BodyLate):
-        headers.append(_CLOSE)
     return headers
 
 
@@ -305,14 +338,12 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def listening(app: Front, sock: socket.socket, *, drain: float = 10.0) -> Any:
-    """Serve `app` on a bound socket while the block runs; then finish what is in flight, at most `drain` seconds.
-
-    A request's headers must come within the time that the application gives the request.
-    """
+    """Serve `app` on a bound socket while the block runs; then finish what is in flight, at most `drain` seconds."""
+    settings = app.settings
     config = uvicorn.Config(
         app,
         loop="none",
-        http=timely(app.request_seconds),
+        http=guarded(settings, lambda status, why: (b"application/json", codec.encode_error(why))),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -320,7 +351,8 @@ async def listening(app: Front, sock: socket.socket, *, drain: float = 10.0) -> 
         log_level="warning",
         server_header=False,
         date_header=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]  # call_later takes fractions
+        limit_concurrency=_TIMES_CONNECTIONS * settings.connections,
         timeout_graceful_shutdown=int(drain),
     )
     server = _Server(config)

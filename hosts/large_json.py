@@ -17,13 +17,17 @@ import numpy as np
 import orjson
 
 from weighbridge.engines import datatypes
-from weighbridge.hosts import tensor_data
+from weighbridge.hosts import json_keys, tensor_data
 from weighbridge.hosts.errors import BadRequest, TooLarge
 
 LARGE = 1 << 18
 """Bytes of JSON from which on it is read in pieces."""
 MOST_TEXT = 8 << 20
 """Most bytes of JSON besides its arrays of numbers."""
+MOST_ARRAYS = 1024
+"""Most arrays of numbers."""
+MOST_ROW, MOST_BRACKETS = 16 << 20, 1 << 20
+"""Bytes and nested lists of what is parsed at once, for which nested data have no shorter rows."""
 _WINDOW = 1 << 20
 _PIECE = 1 << 18
 _KEY = re.compile(rb'"data"\s*:\s*\[')
@@ -52,7 +56,7 @@ def read(text: memoryview) -> Pieces:
     found = yield from _find(text)
     if len(text) - sum(one.end - one.start for one in found) > MOST_TEXT:
         raise TooLarge(f"JSON of more than {MOST_TEXT} bytes besides its numbers: send the tensors as binary data")
-    header = orjson.loads(_without(text, found))
+    header = json_keys.read(_without(text, found))
     for tensor in header.get("inputs") or () if isinstance(header, dict) else ():
         if isinstance(tensor, dict) and (marked := _marked(tensor.get("data"), found)) is not None:
             tensor["data"] = (yield from _array(tensor, text, marked)) if _plain(tensor) else []
@@ -72,6 +76,8 @@ def _find(text: memoryview) -> Pieces:
             end = yield from _end(text, start)
             if end is not None:
                 found.append(Numbers(start, end))
+            if len(found) > MOST_ARRAYS:
+                raise TooLarge(f"more than {MOST_ARRAYS} arrays of data: a request has fewer tensors")
             at = key.end() if end is None else end
         yield
     return found
@@ -120,6 +126,10 @@ def _array(tensor: dict[str, Any], text: memoryview, found: Numbers) -> Pieces:
     row = shape[len(shape) - depth + 1 :] if depth > 1 else []
     flat, at = np.empty(prod(shape), tensor_data.json_dtype(name, datatype)), 0
     for piece in _pieces(inner, depth):
+        if len(piece) > MOST_ROW or piece.count(b"[") > MOST_BRACKETS:
+            raise TooLarge(
+                f"input {name!r}: a row has over {MOST_ROW} bytes or {MOST_BRACKETS} lists: send it flat, or as binary"
+            )
         numbers = tensor_data.from_json_rows(name, datatype, row, orjson.loads(piece))
         if at + numbers.size > flat.size:
             raise BadRequest(f"input {name!r}: data of more than {flat.size} values does not fill shape {shape}")

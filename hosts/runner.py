@@ -79,7 +79,7 @@ class Runner:
 
     def _begin(self, sock: socket.socket, asked: list[Frame], turns: Turns) -> None:
         """Answer what is small at once, several together where that is allowed; let the others take turns."""
-        small = [frame for frame in asked if len(frame.body) < LARGE and not frame.meta.get("encoding")]
+        small = [frame for frame in asked if len(frame.body) < LARGE]
         if len(small) > 1 and self._session is not None:
             for frame, answer in zip(small, self._infer(self._session, small), strict=True):
                 _write(sock, frame, answer)
@@ -205,9 +205,6 @@ class Runner:
         meta, body = frame.meta, frame.body
         if time.monotonic() > meta["deadline"]:
             raise DeadlineExceeded("the deadline passed while the request waited for the engine")
-        if encoding := meta.get("encoding"):
-            plain = yield from codec.inflating(body, encoding, self._body_limit)
-            body = memoryview(plain)
         return (yield from codec.decoding(body, meta.get("header")))
 
     def _predicted(self, request: codec.InferRequest) -> Steps[codec.Encoded]:

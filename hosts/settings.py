@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+
+from weighbridge.inbound.settings import InboundSettings
 
 
-class HostSettings(BaseModel):
+class HostSettings(InboundSettings):
     """One inference server: where it serves, what it keeps, how it loads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="", description="The host's name; empty: the machine's.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels that fleets choose hosts by.")
@@ -33,7 +33,7 @@ class HostSettings(BaseModel):
     )
     load_seconds: float = Field(default=600.0, gt=0, description="Longest load of a variant (s).")
     request_seconds: float = Field(
-        default=60.0, gt=0, description="Longest inference request, from its first byte (s)."
+        default=60.0, gt=0, description="Longest inference, from the moment that its request is here whole (s)."
     )
     hang_seconds: float = Field(
         default=60.0,
@@ -51,6 +51,14 @@ class HostSettings(BaseModel):
     max_body_bytes: int = Field(default=64 << 20, ge=1, le=2**32 - 1, description="Largest request body (bytes).")
     held_bytes: int = Field(
         default=512 << 20, ge=1, description="Request bodies that may be held at once (bytes); then 503."
+    )
+    held_bytes_per_address: int = Field(
+        default=256 << 20, ge=1, description="Request bodies of one address that may be held at once (bytes); then 429."
+    )
+    max_inflation: int = Field(
+        default=100,
+        ge=1,
+        description="Times the size of a compressed body that it may unpack to, where that is over 1 MiB; then 413.",
     )
     request_memory_bytes: int = Field(
         default=0,

@@ -11,11 +11,13 @@ import numpy as np
 
 from weighbridge.engines import datatypes
 from weighbridge.engines.protocols import Array
-from weighbridge.hosts.errors import BadRequest, HostError
+from weighbridge.hosts.errors import BadRequest, HostError, TooLarge
 
 _JSON_KINDS = {"b": "b", "u": "ui", "i": "ui", "f": "fui"}
 """Which kinds of JSON numbers a datatype's kind admits: a float never becomes an integer by truncation."""
 _LENGTH = struct.Struct("<I")
+MOST_STRINGS = 1 << 20
+"""BYTES elements of one tensor: each is an object of its own."""
 _NO_BF16 = "input {0!r}: BF16 travels as binary data only"
 
 
@@ -122,6 +124,8 @@ def from_binary(name: str, datatype: str, shape: list[int], raw: memoryview) -> 
 def _bytes_blob(name: str, raw: memoryview, count: int) -> Array:
     if count * _LENGTH.size > raw.nbytes:  # before allocating: a shape is only a claim
         raise BadRequest(f"input {name!r}: {raw.nbytes} bytes cannot hold {count} BYTES elements")
+    if count > MOST_STRINGS:
+        raise TooLarge(f"input {name!r}: {count} BYTES elements, at most {MOST_STRINGS} are taken at once")
     array, at = np.empty(count, dtype=object), 0
     for index in range(count):
         start = at + _LENGTH.size

@@ -19,7 +19,7 @@ from fixtures.serving import FAKE, Host, serving_host
 
 SECONDS = 1.5
 BODY = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[3]}]}'
-QUICK = FAKE.model_copy(update={"request_seconds": SECONDS, "queue": 8, "held_bytes": 1 << 19})
+QUICK = FAKE.model_copy(update={"header_seconds": SECONDS, "stall_seconds": SECONDS, "queue": 8, "held_bytes": 3 << 19})
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_parameters_that_this_server_does_not_know_change_nothing(quick: Host, p
 )
 @pytest.mark.slow
 def test_what_does_not_come_ends_with_its_deadline(quick: Host, first: bytes, drip: bytes, status: int) -> None:
-    """The deadline begins with the first byte, is not moved by what drips in, and ends the connection."""
+    """Headers have one deadline, a body must go on: bytes that drip in move neither, and the connection ends."""
     began = time.monotonic()
     with connect(quick) as sock:
         sock.sendall(first)
@@ -232,7 +232,6 @@ RAW_DEFLATE = RAW.compress(BODY) + RAW.flush()
         ("gzip", gzipped(BODY) + bytes(512), 200),
         ("identity", BODY, 200),
         ("gzip, identity", gzipped(BODY), 200),
-        ("gzip, gzip", gzip.compress(gzipped(BODY)), 200),
         ("deflate", zlib.compress(BODY), 200),
         ("deflate", RAW_DEFLATE, 200),
         ("deflate", zlib.compress(BODY) + b"more", 400),
@@ -243,8 +242,8 @@ RAW_DEFLATE = RAW.compress(BODY) + RAW.flush()
         ("gzip", b"", 400),
         ("gzip", b"".join([gzip.compress(b"")] * 3000), 400),
         ("gzip", gzip.compress(bytes(QUICK.max_body_bytes + 1)), 413),
-        ("gzip, gzip", gzip.compress(gzip.compress(bytes(1 << 24))), 413),
-        ("gzip, gzip, gzip", b"x", 415),
+        ("gzip, gzip", gzip.compress(gzipped(BODY)), 415),
+        ("deflate, gzip", gzip.compress(zlib.compress(BODY)), 415),
         ("br", BODY, 415),
         ("zstd", BODY, 415),
         ("compress", BODY, 415),

@@ -13,6 +13,8 @@ ROWS = [
     (errors.UnsupportedEncoding(), 415, Blame.CLIENT),
     (errors.TooLarge(), 413, Blame.CLIENT),
     (errors.BodyLate(), 408, Blame.CLIENT),
+    (errors.ClientLeft(), 499, Blame.CLIENT),
+    (errors.TooMuchHeld(), 429, Blame.CLIENT),
     (errors.RouteNotFound(), 404, Blame.CLIENT),
     (errors.ModelNotFound(), 404, Blame.CLIENT),
     (errors.VersionNotLoaded(), 404, Blame.CLIENT),

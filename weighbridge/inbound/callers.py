@@ -3,7 +3,8 @@ machine or this network should. Pure.
 
 A page can point a name of its own at our address (DNS rebinding): the Host header then carries that name. It cannot do
 so with an address: whoever calls by address, a load balancer's health check as well, is let through, whichever it is
-(ports are forwarded, addresses translated; nobody but the network knows them all). No Host at all is no browser.
+(ports are forwarded, addresses translated; nobody but the network knows them all). Nor with a name without a dot
+(`host-1` in a compose file, a Kubernetes service): no public name server answers for one. No Host at all is no browser.
 
 A page elsewhere that calls us by our own name says so in Origin. Answers carry no CORS headers.
 """
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-_AUTHORITY = re.compile(r"(\[[0-9a-f:.%]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?", re.ASCII)
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.%]+\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?", re.ASCII)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _MOST_REMEMBERED = 256
 _SHOWN = 100
@@ -60,7 +61,7 @@ class Callers:
     def of(cls, address: str, url: str, names: Iterable[str], origins: Iterable[str]) -> Callers:
         """Of a server that listens on `address`, is reached at `url` and goes by `names` as well."""
         machine = platform.node()
-        own = ("localhost", "*.localhost", machine, machine.partition(".")[0], address, urlsplit(url).hostname or "")
+        own = ("*.localhost", machine, address, urlsplit(url).hostname or "")
         return cls((*own, *names), origins)
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -85,13 +86,14 @@ class Callers:
             raise AmbiguousName(f"Host {text[:_SHOWN]!r} is no host name")
         if not self._knows(_bare(found[1])):
             raise UnknownName(
-                f"this server does not go by the name {found[1][:_SHOWN]!r}; whoever runs it can add it to its `names`"
+                f"this server does not go by the name {found[1][:_SHOWN]!r}; "
+                "whoever runs it can add it to its `server_names`"
             )
         if len(self._remembered) < _MOST_REMEMBERED:
             self._remembered.add(host)
 
     def _knows(self, name: str) -> bool:
-        return self._any or name in self._names or _is_address(name) or name.endswith(self._below)
+        return self._any or "." not in name or name in self._names or name.endswith(self._below) or _is_address(name)
 
     def _check_origin(self, origin: bytes, host: bytes | None) -> None:
         text = str(origin, "latin-1").lower()

@@ -10,10 +10,10 @@ class InboundSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    names: tuple[str, ...] = Field(
+    server_names: tuple[str, ...] = Field(
         default=(),
-        description="Names that this server is called by (Host header) beside addresses, localhost, the machine's name "
-        "and the one in `url`: models.example.com, *.example.com; * allows any. Others are answered 421.",
+        description="Names that this server is called by (Host header) beside addresses, names without a dot, the "
+        "machine's own and that in `url`: models.example.com, *.example.com; * allows any. Others are answered 421.",
     )
     origins: tuple[str, ...] = Field(
         default=(),
