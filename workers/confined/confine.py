@@ -48,6 +48,8 @@ class Confine:
     orders: socket.socket
     limits: Limits
     threads: int = 1
+    measured: Callable[[int], None] = lambda _: None
+    """Told the most bytes of memory that a child had, when it has ended."""
 
     def perform(self, task: object, desk: Desk, beat: Callable[[], None], niceness: int = 0) -> Outcome:
         """Run the task's stage in a child; `beat` is called again and again, and what it raises ends the child.
@@ -56,7 +58,11 @@ class Confine:
         """
         order = Order(task, self.limits.cpu_seconds, self.limits.memory_bytes, self.threads, niceness, desk.scratch)
         with _Child(self.orders, self.limits, desk, beat) as child:
-            return child.run(order)
+            try:
+                return child.run(order)
+            finally:
+                if (end := child.end()) is not None:
+                    self.measured(end["bytes"])
 
 
 class _Child:
@@ -65,6 +71,7 @@ class _Child:
         self._phase, self._pid, self._pidfd = Phase.READING, 0, -1
         self._until = time.monotonic() + limits.seconds
         self._listener = wire.Listener()
+        self._end: dict[str, int] | None = None
         self._sock, theirs = socket.socketpair()
         self._ended, tell = os.pipe()
         try:
@@ -81,8 +88,12 @@ class _Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._kill()
         self._close()
+
+    def end(self) -> dict[str, int] | None:
+        """Kill it where it still runs, and wait until it is gone; how it ended, None where nobody knows."""
+        self._kill()
+        return self._how()
 
     def run(self, order: Order) -> Outcome:
         starting = time.monotonic() + _START
@@ -150,9 +161,10 @@ class _Child:
 
     def _died(self) -> NoReturn:
         """By itself, or by another's hand; whose doing it was tells the phase and the signal."""
-        status = self._status()
-        if status is None:
+        end = self._how()
+        if end is None:
             raise ChildDied("its child ended, and nobody knows how: the process that starts children is gone")
+        status = end["status"]
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         how = f"signal {signal.Signals(number).name}" if number else f"exit code {os.WEXITSTATUS(status)}"
         if self._phase is Phase.READING and number == signal.SIGXCPU:
@@ -166,11 +178,11 @@ class _Child:
     def _too_long(self) -> str:
         return f"reading it takes more than {self._limits.cpu_seconds:g} s of a processor"
 
-    def _status(self) -> int | None:
-        if not select.select([self._ended], [], [], _LAST_WORD)[0]:
-            return None
-        told = os.read(self._ended, 4096)
-        return int(json.loads(told)["status"]) if told else None
+    def _how(self) -> dict[str, int] | None:
+        if self._end is None and self._pid and select.select([self._ended], [], [], _LAST_WORD)[0]:
+            told = os.read(self._ended, 4096)
+            self._end = json.loads(told) if told else None
+        return self._end
 
     def _kill(self) -> None:
         if self._pidfd >= 0:

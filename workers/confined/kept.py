@@ -27,6 +27,11 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before = 0.0
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it is entered"
+        return self._process.pid
+
     def keep(self) -> None:
         """Start it where it does not run, at most once a second."""
         if self._process is not None and self._process.poll() is None:
