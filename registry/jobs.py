@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Update, and_, case, func, or_, select, update
+from sqlalchemy import Update, and_, case, func, literal, or_, select, update
 from sqlmodel import col
 
 from weighbridge.registry import events
@@ -22,6 +22,11 @@ from weighbridge.registry.models import Job, Variant
 _DUE = and_(col(Job.state) == JobState.QUEUED, col(Job.not_before) <= now())
 _EXPIRED = and_(col(Job.state) == JobState.RUNNING, col(Job.lease_until) <= now())
 _USED_UP = col(Job.attempt) >= col(Job.max_attempts)
+MOST_DEATHS = 2
+"""A job in the middle of which so many workers ended is set aside: a third would end too."""
+_DEADLY = col(Job.deaths) >= MOST_DEATHS
+_ASIDE = "set aside: "
+_DIED = f"{MOST_DEATHS} workers ended in the middle of it, the last one so: "
 _PAST_THE_SESSION = {"synchronize_session": False}
 _NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_until": None, "sent_at": None}
 _ELSEWHERE_SECONDS = 5.0
@@ -141,7 +146,8 @@ def claim(
     """
     if capable is not None and _passed_on(tx, job_id, owner, capable):
         return None
-    free = and_(col(Job.id) == job_id, or_(_DUE, _EXPIRED))
+    expire(tx, job_id)
+    free = and_(col(Job.id) == job_id, _DUE)
     taken = (
         update(Job)
         .where(free, ~_USED_UP)
@@ -159,7 +165,7 @@ def claim(
     row = tx.execute(taken.returning(*columns), execution_options=_PAST_THE_SESSION).one_or_none()
     if row is not None:
         return Claim(job_id, row.attempt, owner, row.subject_type, row.subject_id, Stage(row.stage), row.part)
-    _give_up(tx, free)
+    _give_up(tx, and_(free, _USED_UP))
     return None
 
 
@@ -204,6 +210,24 @@ def finish(tx: Session, claim: Claim, verdict: Verdict, reason: str, outcome: Ma
     _fenced(tx, claim, {"state": JobState.DONE, "finished_at": now(), **values, **_NO_LEASE})
 
 
+def died(tx: Session, claim: Claim, error: str, delay: float) -> None:
+    """Note that it ended the process that did it: queued again in `delay` seconds, or set aside. Raises FencedOut."""
+    held = update(Job).where(col(Job.id) == claim.job_id, col(Job.attempt) == claim.attempt)
+    _run(tx, held.values(deaths=col(Job.deaths) + 1))
+    deadly = tx.execute(select(_DEADLY).where(col(Job.id) == claim.job_id)).scalar_one()
+    if deadly:
+        set_aside(tx, claim, _DIED + error)
+    else:
+        retry(tx, claim, error, delay)
+
+
+def set_aside(tx: Session, claim: Claim, why: str) -> None:
+    """End it without an outcome: trying again here would end the same. Raises FencedOut."""
+    reason = _ASIDE + why
+    _fenced(tx, claim, {"state": JobState.SET_ASIDE, "finished_at": now(), "reason": reason, **_NO_LEASE})
+    _tell(tx, JobState.SET_ASIDE, claim.job_id, claim.owner, reason)
+
+
 def retry(tx: Session, claim: Claim, error: str, delay: float) -> None:
     """Queue it again in `delay` seconds, or fail it when its attempts are used up. Raises FencedOut."""
     values = {
@@ -228,17 +252,23 @@ def release(tx: Session, claim: Claim, until: float, reason: str = "") -> None:
     _fenced(tx, claim, {**values, **_NO_LEASE})
 
 
-def expire(tx: Session) -> list[int]:
-    """Take running jobs from holders that stopped reporting: queued again, or failed. Return their ids."""
-    expired = select(col(Job.id)).where(_EXPIRED).order_by(col(Job.id)).with_for_update(skip_locked=True)
-    ids = [job_id for job_id in tx.scalars(expired) if job_id is not None]
+def expire(tx: Session, job_id: int | None = None) -> list[int]:
+    """Take running jobs (or this one) from holders that stopped reporting: queued again, set aside, or failed.
+
+    Return their ids.
+    """
+    over = _EXPIRED if job_id is None else and_(_EXPIRED, col(Job.id) == job_id)
+    expired = select(col(Job.id)).where(over).order_by(col(Job.id)).with_for_update(skip_locked=True)
+    ids = [one for one in tx.scalars(expired) if one is not None]
     if ids:
         mine = and_(col(Job.id).in_(ids), _EXPIRED)
-        failed = _give_up(tx, mine)
+        _run(tx, update(Job).where(mine).values(deaths=col(Job.deaths) + 1))
+        failed = _give_up(tx, and_(mine, _DEADLY), JobState.SET_ASIDE, _ASIDE + _DIED)
+        failed += _give_up(tx, and_(mine, _USED_UP))
         _run(tx, update(Job).where(mine).values(state=JobState.QUEUED, not_before=now(), **_NO_LEASE))
-        for job_id in ids:
-            if job_id not in failed:
-                _tell(tx, "expired", job_id, "lease", "no heartbeat in time")
+        for one in ids:
+            if one not in failed:
+                _tell(tx, "expired", one, "lease", "no heartbeat in time")
     return ids
 
 
@@ -257,9 +287,10 @@ def again(tx: Session, job_id: int, tries: int) -> Job:
 
     Attempts go on counting: the fence must never repeat.
     """
-    values = {"max_attempts": col(Job.attempt) + tries, "not_before": now(), "verdict": None, "finished_at": None}
+    anew: dict[str, Any] = {"verdict": None, "finished_at": None, "progress": 0.0, "deaths": 0, **_NO_LEASE}
+    due = {"max_attempts": col(Job.attempt) + tries, "not_before": now()}
     idle = and_(col(Job.id) == job_id, col(Job.state) != JobState.RUNNING)
-    _run(tx, update(Job).where(idle).values(state=JobState.QUEUED, progress=0.0, **values, **_NO_LEASE))
+    _run(tx, update(Job).where(idle).values(state=JobState.QUEUED, **due, **anew))
     return get(tx, job_id)
 
 
@@ -274,16 +305,16 @@ def _subject(subject_type: str, subject_id: int) -> Any:
     return and_(col(Job.subject_type) == subject_type, col(Job.subject_id) == subject_id)
 
 
-def _give_up(tx: Session, free: Any) -> list[int]:
-    """Fail those that match and have no attempt left; return their ids."""
+def _give_up(tx: Session, which: Any, state: JobState = JobState.FAILED, why: str = "") -> list[int]:
+    """End those that match without an outcome; return their ids."""
     last = func.coalesce(func.nullif(col(Job.reason), ""), "the worker stopped reporting")
-    failed = update(Job).where(free, _USED_UP)
-    failed = failed.values(state=JobState.FAILED, finished_at=now(), reason=last, **_NO_LEASE)
-    given_up = tx.execute(failed.returning(col(Job.id), col(Job.reason)), execution_options=_PAST_THE_SESSION)
+    ended = update(Job).where(which)
+    ended = ended.values(state=state, finished_at=now(), reason=literal(why) + last, **_NO_LEASE)
+    given_up = tx.execute(ended.returning(col(Job.id), col(Job.reason)), execution_options=_PAST_THE_SESSION)
     ids = []
     for job_id, reason in given_up.all():
         assert job_id is not None
-        _tell(tx, "failed", job_id, "lease", reason)
+        _tell(tx, state, job_id, "lease", reason)
         ids.append(job_id)
     return ids
 

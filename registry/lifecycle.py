@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 class VersionStatus(StrEnum):
     DISCOVERED = "discovered"
-    """Recorded; its jobs decide."""
+    """Recorded; its jobs decide. One whose job was set aside stays so, with the reason: `rejudge` begins anew."""
     READY = "ready"
     """The original passed every blocking gate: it may be served."""
     REJECTED = "rejected"
@@ -45,6 +45,9 @@ class JobState(StrEnum):
     DONE = "done"
     FAILED = "failed"
     """Its attempts are used up; `plan` fails closed."""
+    SET_ASIDE = "set_aside"
+    """It ended the workers that tried, or this installation cannot do it: nothing is known of its subject, which stays
+    as it is until somebody has it judged anew."""
     CANCELLED = "cancelled"
     """Nobody needs its outcome any more (its rollout ended, its subject was archived)."""
 
@@ -219,28 +222,42 @@ def plan(status: VersionStatus, reason: str, *, fast: bool, jobs: Sequence[JobVi
     validate = by_stage.get(Stage.VALIDATE)
     if validate is None:
         return Plan(status, reason, (Stage.VALIDATE,))
-    if (ended := _ended(validate)) is not None:
+    if (ended := _ended(validate, status)) is not None:
         return ended
     if validate.state is not JobState.DONE:
         return stay
     evaluate = by_stage.get(Stage.EVALUATE)
     if evaluate is None:
         return Plan(V.READY if fast else status, validate.reason, (Stage.EVALUATE,))
-    if (ended := _ended(evaluate)) is not None:
+    if (ended := _ended(evaluate, status)) is not None:
         return ended
     if evaluate.state is JobState.DONE:
         return Plan(V.READY, evaluate.reason)
     return Plan(V.READY, validate.reason) if fast else stay
 
 
-def _ended(job: JobView) -> Plan | None:
-    """The end that a job brings, if it does: a verdict, or attempts used up (which fails closed)."""
-    if job.state is JobState.FAILED:
-        status = V.QUARANTINED if job.stage is Stage.VALIDATE else V.REJECTED
-        return Plan(status, f"{job.stage} did not finish: {job.reason}")
+def _ended(job: JobView, status: VersionStatus) -> Plan | None:
+    """The end that a job brings, if it does: a verdict, or attempts used up (which fails closed).
+
+    One that was set aside says nothing of a checkpoint, which waits; but what is served on the promise of an evaluation
+    that nobody could make is served no longer.
+    """
+    if job.state is JobState.SET_ASIDE and status is V.DISCOVERED:
+        return Plan(status, unfinished(job.stage, job.reason))
+    if job.state in (JobState.FAILED, JobState.SET_ASIDE):
+        ended = V.QUARANTINED if job.stage is Stage.VALIDATE else V.REJECTED
+        return Plan(ended, unfinished(job.stage, job.reason))
     if job.state is JobState.DONE and job.verdict in _VERDICT_STATUS:
         return Plan(_VERDICT_STATUS[job.verdict], job.reason)
     return None
+
+
+UNFINISHED = " did not finish: "
+
+
+def unfinished(stage: Stage, reason: str) -> str:
+    """What a subject says whose job ended without a verdict."""
+    return f"{stage}{UNFINISHED}{reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +324,8 @@ def _build(reason: str, jobs: Sequence[VariantJob], shards: int) -> VariantPlan:
 
 def _variant_ended(job: VariantJob) -> VariantPlan | None:
     """What cannot be measured is no pass: an evaluation that is not applicable fails closed too."""
-    if job.state is JobState.FAILED:
-        return VariantPlan(S.FAILED, f"{job.stage} did not finish: {job.reason}")
+    if job.state in (JobState.FAILED, JobState.SET_ASIDE):
+        return VariantPlan(S.FAILED, unfinished(job.stage, job.reason))
     if job.state is not JobState.DONE or job.verdict is Verdict.PASSED:
         return None
     if job.verdict is Verdict.NOT_APPLICABLE:

@@ -379,6 +379,8 @@ class Job(SQLModel, table=True):
     state: str = Field(default="queued", max_length=16)
     attempt: int = Field(default=0)
     max_attempts: int = Field(default=3)
+    deaths: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """Workers, or confined children, that ended in the middle of it."""
     not_before: float = Field(default=0.0, sa_column=Column(Double, nullable=False))
     sent_at: float | None = _time(nullable=True)
     """When it was last handed to the broker; None: not yet, or not since it was queued again."""

@@ -197,9 +197,11 @@ def overdue(tx: Session, limit: int = 100) -> list[int]:
     key = key + ":" + cast(col(Version.judgement), String)
     mine = and_(col(Job.subject_type) == "version", col(Job.subject_id) == col(Version.id), col(Job.key) == key)
     waiting = exists().where(mine, col(Job.state).in_([JobState.QUEUED, JobState.RUNNING]))
-    stuck = select(col(Version.id)).where(col(Version.status) == VersionStatus.DISCOVERED, ~waiting)
+    told = exists().where(mine, col(Job.state) == JobState.SET_ASIDE)
+    told = told.where(col(Version.reason).startswith(col(Job.stage) + lifecycle.UNFINISHED))
+    stuck = select(col(Version.id)).where(col(Version.status) == VersionStatus.DISCOVERED, ~waiting, ~told)
     # Ready in the fast lane, and its evaluation's attempts are used up. Driven by the few failed jobs.
-    failed = select(col(Version.id)).join(Job, mine).where(col(Job.state) == JobState.FAILED)
+    failed = select(col(Version.id)).join(Job, mine).where(col(Job.state).in_([JobState.FAILED, JobState.SET_ASIDE]))
     failed = failed.where(col(Version.status) == VersionStatus.READY)
     return [row for row in tx.scalars(stuck.union(failed).limit(limit)) if row is not None]
 
@@ -207,7 +209,7 @@ def overdue(tx: Session, limit: int = 100) -> list[int]:
 def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, policies: Sequence[Policy]) -> list[Job]:
     """Judge a version anew, by the model's newest recipe and evaluation set under today's policy. Return the jobs.
 
-    Raises NotFound, Conflict unless it ended as rejected, quarantined or needs_binding.
+    Raises NotFound, Conflict unless it ended as rejected, quarantined or needs_binding, or its job was set aside.
     """
     version = lock(tx, _id(get(tx, model, number)))
     newest = _recorded_last(tx, version.model_id)  # what it pins was read last
@@ -219,10 +221,23 @@ def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, po
 
 def reopen(tx: Session, version: Version, model: str, *, actor: str, reason: str) -> list[Job]:
     """Begin a new judgement of a locked version by the recipe that it pins. Raises Conflict."""
-    version.judgement += 1
     version.ready_at = None
-    _move(tx, version, model, VersionStatus.DISCOVERED, "", actor=actor, why=reason)
+    if version.status == VersionStatus.DISCOVERED:
+        _restart(tx, version, model, actor=actor, reason=reason)
+    else:
+        _move(tx, version, model, VersionStatus.DISCOVERED, "", actor=actor, why=reason)
+    version.judgement += 1
+    tx.flush()
     return _insert_jobs(tx, version, (Stage.VALIDATE,))
+
+
+def _restart(tx: Session, version: Version, model: str, *, actor: str, reason: str) -> None:
+    """Forget that its job was set aside. Raises Conflict where jobs go on."""
+    if jobs.of(tx, "version", _id(version), states=[JobState.QUEUED, JobState.RUNNING]):
+        raise Conflict(f"version {version.number} of {model} is being judged: wait for its verdict")
+    version.reason = ""
+    version.revision += 1
+    _tell(tx, version, model, "reopened", actor=actor, reason=reason)
 
 
 def archive(tx: Session, model: str, number: int, *, actor: str, reason: str) -> Version:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from weighbridge.storage import disk_errors
 from weighbridge.storage.atomic import new_file
@@ -29,6 +29,18 @@ class Blob:
 
     digest: str
     size: int
+
+
+class Keep(Protocol):
+    """The verbs of what only adds blobs."""
+
+    def put_bytes(self, data: bytes) -> Blob:
+        """Store bytes, once."""
+        ...
+
+    def put_file(self, path: Path) -> Blob:
+        """Store a file that nobody changes meanwhile, once."""
+        ...
 
 
 class Blobs:

@@ -18,6 +18,7 @@ pytest_plugins: list[str] = [
     "fixtures.house",
     "fixtures.running",
     "fixtures.plant",
+    "fixtures.confined",
 ]
 
 

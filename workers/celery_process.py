@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import tenacity
@@ -105,13 +106,11 @@ class _Process:
         self._presence: Presence | None = None
 
     def preload(self) -> None:
-        """Import what the real stages need once, in the parent: forked children have it at once."""
-        from weighbridge.workers.run import torch_stages
+        """Import what the real stages need once, in the parent: the pool's processes have it at once."""
+        from weighbridge.workers.run import TorchStages
 
-        if self._stages is torch_stages:
-            from weighbridge.workers.stages import preload
-
-            preload()
+        if isinstance(self._stages, TorchStages):
+            import_module("weighbridge.workers.stages")
 
     def open(self, *, control: bool = False, **_: Any) -> None:
         settings, db = self._settings, Database(self._settings.database_url)

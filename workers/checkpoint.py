@@ -1,34 +1,41 @@
 """The first half of validation: is every byte what it claims to be? Nothing of a checkpoint is executed here.
 
-One pass over each file: digest, copy into the blob store, finiteness and statistics of its tensors.
+Then one pass over each file (workers.taking): digest, copy into the blob store, finiteness and statistics of tensors.
+Every scan here takes time in proportion to what it scans, whatever that is: strangers choose it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import ArtifactFile
-from weighbridge.engines.stream import Inspector, TensorStats
+from weighbridge.engines.stream import TensorStats
 from weighbridge.storage import identity, names
-from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.errors import PreconditionFailed, StorageError
+from weighbridge.storage.errors import StorageError
 from weighbridge.storage.index import MalformedIndex, read_index
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.published import MalformedManifest, read_published
 from weighbridge.storage.safetensors_header import Header, MalformedHeader, ShortFile, read_header
-from weighbridge.storage.streaming import DigestingReader, Progress, chunks, digest_bytes
+from weighbridge.storage.streaming import digest_bytes
 from weighbridge.storage.strict_json import InvalidJson, parse_object
+from weighbridge.workers.taking import Taken
 
 MAX_CONFIG = 4 << 20
 """Bytes of a configuration file that is searched for code; a larger one is not provably safe."""
 _CODE = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"})
-_CODE_KEYS = re.compile(r"auto_map|_target_|custom_pipelines|.*_internal")
-_CODE_LINE = re.compile(rb"^[\s\-{,\"']*(auto_map|_target_|custom_pipelines)[\"']?\s*:", re.MULTILINE)
+_CODE_KEYS = frozenset({"auto_map", "_target_", "custom_pipelines"})
+_CODE_ENDING = "_internal"
+_CODE_LINE = re.compile(rb"^[ \t\r\f\v\-{,\"']*+(auto_map|_target_|custom_pipelines)[\"']?\s*+:", re.MULTILINE)
+"""Possessive, and no newline before the word: tried at every line's start, each looks at its own line alone."""
+
+
+Take = Callable[[str, Ref, Header | None], Taken]
+"""Reads one file (its name, its pin, of weights its header) to its end: workers.taking, by whoever holds the store."""
 
 
 class Unsafe(Exception):
@@ -60,10 +67,11 @@ class Contents:
         return {one.name: Parameter(shape=one.shape, dtype=one.dtype) for one in self.stats}
 
 
-def read(source: Get, path: str, files: Iterable[Ref], blobs: Blobs, progress: Progress | None = None) -> Contents:
-    """Prove and copy a checkpoint's files; `path` is its key, or its folder ending in `/`.
+def read(source: Get, path: str, files: Iterable[Ref], take: Take) -> Contents:
+    """Prove a checkpoint's files and take them in; `path` is its key, or its folder ending in `/`.
 
-    Raises Unsafe; PreconditionFailed or ObjectNotFound when the bucket holds other content than was pinned.
+    What is small is parsed before `take` reads what is large. Raises Unsafe; PreconditionFailed or ObjectNotFound when
+    the bucket holds other content than was pinned.
     """
     refs = {_relative(path, ref.key): ref for ref in files}
     try:
@@ -75,37 +83,16 @@ def read(source: Get, path: str, files: Iterable[Ref], blobs: Blobs, progress: P
     except (MalformedHeader, MalformedIndex, MalformedManifest, ShortFile) as wrong:
         raise Unsafe(str(wrong)) from wrong
     stats: list[TensorStats] = []
-    found = {name: _take(source, name, ref, headers.get(name), blobs, stats, progress) for name, ref in refs.items()}
+    found: dict[str, ArtifactFile] = {}
+    for name, ref in refs.items():
+        found[name], its = take(name, ref, headers.get(name))
+        stats += its
     for file in published.files if published else ():
         if file.path not in found:
             raise Unsafe(f"{names.PUBLISHED} names {file.path}, which is not there")
         if found[file.path].digest != file.digest:
             raise Unsafe(f"{file.path} has the digest {found[file.path].digest}, {names.PUBLISHED} says {file.digest}")
     return Contents(tuple(found.values()), tuple(found[name] for name in headers), tuple(stats), golden)
-
-
-def _take(
-    source: Get,
-    name: str,
-    ref: Ref,
-    header: Header | None,
-    blobs: Blobs,
-    stats: list[TensorStats],
-    progress: Progress | None,
-) -> ArtifactFile:
-    """Read one file once: weights go into the blob store and are looked at, anything else is only digested."""
-    with source.open(ref.key, if_match=ref) as stream:
-        if header is None:
-            reader = DigestingReader(stream, size=ref.size, progress=progress)
-            for _ in chunks(reader):  # type: ignore[arg-type]
-                pass
-            if reader.size != ref.size:
-                raise PreconditionFailed(f"{ref.key} has {reader.size:,} bytes, not {ref.size:,}", key=ref.key)
-            return ArtifactFile(path=name, size=reader.size, digest=reader.digest)
-        with Inspector(stream, header) as inspector:
-            blob = blobs.put_stream(inspector, expected=ref.size, progress=progress)  # type: ignore[arg-type]
-            stats += inspector.stats()
-    return ArtifactFile(path=name, size=blob.size, digest=blob.digest)
 
 
 def _refuse_code(source: Get, refs: Mapping[str, Ref]) -> None:
@@ -138,12 +125,16 @@ def _code_key(value: Any) -> str | None:
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            if (key := next((key for key in one if _CODE_KEYS.fullmatch(key)), None)) is not None:
+            if (key := next(filter(_names_code, one), None)) is not None:
                 return str(key)
             waiting += one.values()
         elif isinstance(one, list):
             waiting += one
     return None
+
+
+def _names_code(key: str) -> bool:
+    return key in _CODE_KEYS or key.endswith(_CODE_ENDING)
 
 
 def _refuse_disagreement(source: Get, refs: Mapping[str, Ref], headers: Mapping[str, Header]) -> None:

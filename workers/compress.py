@@ -22,12 +22,13 @@ from weighbridge.engines.errors import EngineError
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Task, VariantWish
-from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.blobs import Blobs, Keep
 from weighbridge.storage.errors import StorageError
 from weighbridge.workers.compression import artifact, proof
 from weighbridge.workers.compression.data import Limited, open_data
-from weighbridge.workers.compression.memory import out_of_memory, release
+from weighbridge.workers.compression.memory import release
 from weighbridge.workers.compression.types import BuildFailed, Built, Method, NotApplicable, Order, Original, Progress
+from weighbridge.workers.ours import out_of_memory
 from weighbridge.workers.outcome import Outcome
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class CompressTask:
 
 
 def compress(
-    task: CompressTask, *, blobs: Blobs, cache: BlobPath, scratch: Path, progress: Progress = lambda _: None
+    task: CompressTask, *, blobs: Keep, cache: BlobPath, scratch: Path, progress: Progress = lambda _: None
 ) -> Outcome:
     """Build a variant, or one shard of it, in a temporary folder of `scratch`; what passes ends up in `blobs`.
 
@@ -98,7 +99,7 @@ def assemble(
     task: CompressTask,
     parts: Sequence[Mapping[str, Any]],
     *,
-    blobs: Blobs,
+    blobs: Keep,
     cache: BlobPath,
     scratch: Path,
     progress: Progress = lambda _: None,
@@ -127,7 +128,7 @@ def _told(run: Callable[[Path], Outcome], task: CompressTask, scratch: Path) -> 
         return Outcome.rejected(f"{task.wish.name}: out of memory: {wrong}")
 
 
-def _compress(task: CompressTask, blobs: Blobs, cache: BlobPath, folder: Path, progress: Progress) -> Outcome:
+def _compress(task: CompressTask, blobs: Keep, cache: BlobPath, folder: Path, progress: Progress) -> Outcome:
     original = _original(task, cache)
     data = open_data(original.manifest.inputs, train=task.train, dataset=task.dataset, cache=cache)
     order = Order(original, task.wish, folder, data, lambda share: progress(_BUILT * share))
@@ -138,7 +139,7 @@ def _compress(task: CompressTask, blobs: Blobs, cache: BlobPath, folder: Path, p
     return Outcome.passed(said, {"shard": artifact.keep_shard(built, blobs)})
 
 
-def _whole(task: CompressTask, order: Order, blobs: Blobs, cache: BlobPath) -> Built:
+def _whole(task: CompressTask, order: Order, blobs: Keep, cache: BlobPath) -> Built:
     """A streaming method takes a checkpoint of several files one after the other."""
     count = sum(file.path.endswith(".safetensors") for file in order.original.manifest.files)
     if count <= 1 or not hasattr(_module(task), _SHARDED):
@@ -206,7 +207,7 @@ def _unforeseen(wrong: Exception) -> BuildFailed:
     return BuildFailed(f"{type(wrong).__name__}: {wrong}")
 
 
-def _finish(task: CompressTask, original: Original, built: Built, blobs: Blobs, progress: Progress) -> Outcome:
+def _finish(task: CompressTask, original: Original, built: Built, blobs: Keep, progress: Progress) -> Outcome:
     """Check, prove, store: the files of a variant become an artifact. What fails leaves its report."""
     draft, local = artifact.draft(task.wish.name, original, built)
     size, before = artifact.weights_size(draft), artifact.weights_size(original.manifest)

@@ -28,6 +28,7 @@ from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings
 from weighbridge.storage.settings import StorageSettings
 from weighbridge.workers.app import check_broker
+from weighbridge.workers.confined.kept import Nursery
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Stages
 
@@ -57,16 +58,28 @@ class RunSettings(Protocol):
 OpenStages = Callable[[Database, RunSettings], Stages]
 
 
-def torch_stages(db: Database, settings: RunSettings) -> Stages:
-    """The real stages; imports torch."""
-    from weighbridge.workers.stages import open_stages
+@dataclass(frozen=True)
+class TorchStages:
+    """Opens the real stages, which run in children of the nursery behind `orders`; imports torch."""
 
-    return open_stages(db, settings)
+    orders: socket.socket
+
+    def __call__(self, db: Database, settings: RunSettings) -> Stages:
+        from weighbridge.workers.stages import open_stages
+
+        return open_stages(db, settings, self.orders)
 
 
-def run(settings: RunSettings, *, stages: OpenStages = torch_stages) -> int:
-    """Run until SIGTERM or SIGINT; return the exit status. Raises InsecureBroker."""
+def run(settings: RunSettings, *, stages: OpenStages | None = None) -> int:
+    """Run until SIGTERM or SIGINT; return the exit status. `stages` None: the real ones. Raises InsecureBroker."""
     check_broker(settings.broker)
+    if stages is not None:
+        return _run(settings, stages, lambda: None)
+    with Nursery() as nursery:
+        return _run(settings, TorchStages(nursery.orders), nursery.keep)
+
+
+def _run(settings: RunSettings, stages: OpenStages, keep: Callable[[], None]) -> int:
     crew = [Member(settings, queues, stages) for queues in _processes(settings.worker_settings.queues)]
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -79,6 +92,7 @@ def run(settings: RunSettings, *, stages: OpenStages = torch_stages) -> int:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while not ended:
+            keep()
             for member in crew:
                 member.keep()
             wait([woken, *(member.sentinel for member in crew if member.running)], timeout=_RESTART_SECONDS)

@@ -50,6 +50,24 @@ class WorkerSettings(BaseModel):
         default=5.0, ge=0, description="Pause before the second attempt, doubled each time (s)."
     )
     stage_timeout: float = Field(default=3600.0, gt=0, description="Hard limit of one job (s).")
+    parse_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        description="Processor time for parsing what strangers wrote of one checkpoint (headers, index, "
+        "configuration); one that needs more is quarantined (s).",
+    )
+    parse_bytes: int = Field(
+        default=256 << 20,
+        ge=32 << 20,
+        description="Memory for the same, beyond an idle process's; a checkpoint that needs more is quarantined "
+        "(bytes).",
+    )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that one job's process may take; one that needs more is ended and tried again. 0: nine "
+        "tenths of the machine's (bytes).",
+    )
     shutdown_seconds: float = Field(
         default=60.0, ge=0, description="Time that running jobs get at a soft shutdown (s)."
     )

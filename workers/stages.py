@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlmodel import col, select
 
+from weighbridge.engines import hardware
 from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import TensorSpec
 from weighbridge.registry import artifacts, champion, identity, jobs, templates, versions
@@ -22,16 +24,23 @@ from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.protocols import Ref, Store
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
+from weighbridge.workers.confined.confine import Confine, Exceeded
+from weighbridge.workers.confined.order import Limits
+from weighbridge.workers.confined.work import Here, Performer
 from weighbridge.workers.datasets import Changed, Datasets
-from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
+from weighbridge.workers.desk import Desk, OwnDesk
+from weighbridge.workers.evaluate import Champion, EvaluateTask
 from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.run import RunSettings
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Recorder
-from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, validate
+from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, quarantined
 from weighbridge.workers.variant_stages import VariantStages, factories_for
 from weighbridge.workers.zero_tails import Before
+
+_MOST_OF_MACHINE = 0.9
+"""Of the memory: what is left keeps the kernel from choosing whom to end."""
 
 
 class TorchStages:
@@ -44,13 +53,17 @@ class TorchStages:
         blobs: Blobs,
         settings: WorkerSettings,
         policies: tuple[Policy, ...] = (),
+        performer: Performer | None = None,
     ) -> None:
+        """`performer`: where the stages run; None: in this process."""
         self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
-        self._policies = policies
+        self._policies, self._performer = policies, performer or Here()
         self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes)
         self._datasets = Datasets(source, blobs)
         self._machine = Machine(settings.machine)
-        self._variants = VariantStages(db, blobs, self._cache, self._datasets, settings, policies, self._machine)
+        self._variants = VariantStages(
+            db, self._desk, self._performer, self._cache, self._datasets, settings, policies, self._machine
+        )
 
     def run(self, claim: Claim, heartbeat: Heartbeat) -> Recorder:
         """Run the claim's stage; return what records its outcome. Raises StorageError for what a retry can cure."""
@@ -87,13 +100,11 @@ class TorchStages:
             evaluated=version.eval_pin is not None,
             before=before,
         )
-        outcome = validate(
-            task,
-            source=self._source,
-            blobs=self._blobs,
-            cache=self._cache.path,
-            progress=_share(heartbeat, version.size),
-        )
+        desk = self._desk(heartbeat.progress, files)
+        try:
+            outcome = self._performer.perform(task, desk, heartbeat.check)
+        except Exceeded as exceeded:
+            outcome = quarantined(task, desk, str(exceeded))
         return replace(outcome, facts={**outcome.facts, **self._datasets.keep(version)})
 
     def _evaluate(self, version_id: int, heartbeat: Heartbeat) -> Outcome:
@@ -116,11 +127,14 @@ class TorchStages:
             factories=factories_for(model, self._policies),
             device=self._settings.device,
         )
-        outcome = evaluate(task, cache=self._cache.path, progress=heartbeat.progress)
+        outcome = self._performer.perform(task, self._desk(heartbeat.progress), heartbeat.check)
         doubt = version.facts.get("unfinished")
         if doubt and outcome.verdict is Verdict.NOT_APPLICABLE:
             return Outcome.rejected(f"{doubt} ({outcome.reason})", outcome.facts)
         return outcome
+
+    def _desk(self, progress: Callable[[float], None], files: tuple[Ref, ...] = ()) -> Desk:
+        return OwnDesk(self._source, self._blobs, self._cache.path, self._settings.cache, progress, files)
 
     def _subject(self, tx: Session, version_id: int) -> tuple[Version, str, Recipe]:
         version = tx.get_one(Version, version_id)
@@ -146,24 +160,20 @@ class TorchStages:
             return Champion(number, slot.artifact, {metric.name: metric.value for metric in known})
 
 
-def preload() -> None:
-    """Pay for imports and torch's first call now; on one thread, so that a fork may follow."""
-    import torch
-
-    from weighbridge.engines.warm import warm
-
-    torch.set_num_threads(1)
-    warm()
-
-
-def open_stages(db: Database, settings: RunSettings) -> TorchStages:
-    """Open the stages of a worker process. Makes no request."""
+def open_stages(db: Database, settings: RunSettings, orders: socket.socket) -> TorchStages:
+    """Open the stages of a worker process, whose children come from the nursery behind `orders`. Makes no request."""
     import torch
 
     worker, storage = settings.worker_settings, settings.storage
     torch.set_num_threads(worker.threads)
     blobs = Blobs(storage.open_artifacts(create=True), storage.artifacts_prefix)
-    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies)
+    confine = Confine(orders, _limits(worker), worker.threads)
+    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies, confine)
+
+
+def _limits(worker: WorkerSettings) -> Limits:
+    most = worker.memory_bytes or int(_MOST_OF_MACHINE * hardware.describe("cpu").memory_bytes)
+    return Limits(worker.parse_seconds, worker.parse_bytes, worker.stage_timeout, most)
 
 
 def record(tx: Session, *, claim: Claim, outcome: Outcome) -> None:
@@ -235,18 +245,6 @@ def _record_digests(tx: Session, version: Version, files: Any) -> None:
         key = base.lstrip("/") + file["path"]
         mine = (col(CheckpointFile.version_id) == version.id, col(CheckpointFile.key) == key)
         tx.execute(update(CheckpointFile).where(*mine).values(digest=file["digest"]))
-
-
-def _share(heartbeat: Heartbeat, size: int) -> Callable[[int], None]:
-    """Turn bytes just read into the share of the version that is done."""
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        heartbeat.progress(min(1.0, done / max(size, 1)))
-
-    return progress
 
 
 def _ref(file: CheckpointFile) -> Ref:

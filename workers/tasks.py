@@ -15,22 +15,28 @@ import tenacity
 
 from weighbridge.registry import jobs, variants, versions
 from weighbridge.registry.db import Database, Session, clock
-from weighbridge.registry.errors import FencedOut, Unavailable
+from weighbridge.registry.errors import FencedOut, RegistryError, Unavailable
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import Stage
 from weighbridge.registry.models import Job
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
-from weighbridge.storage.errors import AccessDenied, BucketNotFound, StorageFull, StorageUnavailable
+from weighbridge.storage.errors import AccessDenied, BucketNotFound, StorageError, StorageFull, StorageUnavailable
 from weighbridge.workers import queue, rollout
 from weighbridge.workers.heartbeat import Heartbeat
+from weighbridge.workers.ours import ChildDied, ChildFailed, OwnFailure, is_ours
 from weighbridge.workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 CURABLE = (StorageUnavailable, BucketNotFound, AccessDenied, StorageFull, Unavailable)
 """What lies around the job, not in it: it waits, however long, and no attempt is used up."""
+_MOST_WAITS = 100
+"""Tries after which a job ends that waits for what lies around it, but for a store or a database that is away: with
+pauses that grow, most of a working day."""
+_AWAY = (StorageUnavailable, BucketNotFound, Unavailable)
 _LONGEST_PAUSE = 60.0
+_LONGEST_WAIT = 300.0
 _LONGEST_ROLLOUT_PAUSE = 5.0
 _MAX_ID = 2**31
 
@@ -88,11 +94,16 @@ class Worker:
             raise
         except CURABLE as exc:
             return self._record(claim, partial(self._wait, claim=claim, exc=exc))
+        except ChildDied as exc:
+            logger.warning("job %s ended its child: %s", claim.job_id, exc)
+            return self._record(claim, partial(jobs.died, claim=claim, error=str(exc), delay=self._pause(claim)))
         except Exception as exc:
+            if is_ours(exc):
+                return self._record(claim, partial(self._wait, claim=claim, exc=exc))
             logger.exception(
                 "job %s, %s of %s %s, failed", claim.job_id, claim.stage, claim.subject_type, claim.subject_id
             )
-            return self._record(claim, partial(self._retry, claim=claim, words=f"{type(exc).__name__}: {exc}"))
+            return self._record(claim, partial(self._retry, claim=claim, words=_words(exc)))
 
     def _record(self, claim: Claim, recorder: Recorder) -> list[Job]:
         """Findings, job and what follows from it in one transaction, tried again while the lease may last."""
@@ -117,19 +128,25 @@ class Worker:
         return []
 
     def _wait(self, tx: Session, claim: Claim, exc: Exception) -> None:
+        """What is away comes back; what is full, forbidden or broken somebody must mend, and is not asked for ever."""
+        away = isinstance(exc, _AWAY)
+        if claim.attempt >= _MOST_WAITS and not away and claim.stage is not Stage.ROLLOUT:
+            jobs.set_aside(tx, claim, f"gave up after {claim.attempt} tries: {_words(exc)}")
+            return
         logger.warning("job %s waits: %s", claim.job_id, exc)
-        jobs.release(tx, claim, clock(tx) + self._pause(claim), f"waits: {exc}")
+        pause = self._pause(claim, _LONGEST_PAUSE if away else _LONGEST_WAIT)
+        jobs.release(tx, claim, clock(tx) + pause, f"waits: {_words(exc)}")
 
     def _retry(self, tx: Session, claim: Claim, words: str) -> None:
-        """A version whose attempts are used up fails closed; a rollout never loses its next step."""
+        """A version whose attempts are used up waits for a person; a rollout never loses its next step."""
         if claim.stage is Stage.ROLLOUT:
             jobs.release(tx, claim, clock(tx) + self._pause(claim), words)
         else:
             jobs.retry(tx, claim, words, self._pause(claim))
 
-    def _pause(self, claim: Claim) -> float:
+    def _pause(self, claim: Claim, longest: float = _LONGEST_PAUSE) -> float:
         """Doubled with each attempt; short for a rollout, whose hosts may stand between two versions."""
-        first, longest = self.settings.retry_seconds, _LONGEST_PAUSE
+        first = self.settings.retry_seconds
         if claim.stage is Stage.ROLLOUT:
             first, longest = min(first, 1.0), _LONGEST_ROLLOUT_PAUSE
         return float(min(first * 2 ** min(claim.attempt - 1, 16), longest))
@@ -140,3 +157,9 @@ class Worker:
             queue.send(self.db, self.sender, following)
         for topic in ("jobs", "events", "hosts"):
             self.notifier.ring(topic)
+
+
+def _words(exc: Exception) -> str:
+    """What a row says of an error: ours are sentences, others need their name."""
+    own = isinstance(exc, StorageError | RegistryError | ChildFailed | OwnFailure)
+    return str(exc) if own else f"{type(exc).__name__}: {exc}"

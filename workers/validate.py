@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,14 +32,14 @@ from weighbridge.storage import identity
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.protocols import Get, Ref
-from weighbridge.storage.streaming import Progress
 from weighbridge.workers import bindings, checkpoint, proving, weights, zero_tails
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
+from weighbridge.workers.desk import Desk, OwnDesk, Phase
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.zero_tails import Before
 
-__all__ = ["Programs", "TemplateInfo", "ValidateTask", "validate"]
+__all__ = ["Programs", "TemplateInfo", "ValidateTask", "quarantined", "validate", "weigh"]
 
 _LISTED = 20
 """How many tensors a list in the facts names."""
@@ -72,28 +72,42 @@ class ValidateTask:
 
 
 def validate(
-    task: ValidateTask, *, source: Get, blobs: Blobs, cache: BlobPath, progress: Progress | None = None
+    task: ValidateTask,
+    *,
+    source: Get,
+    blobs: Blobs,
+    cache: BlobPath,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Outcome:
-    """Weigh a checkpoint of `source`; its weights, golden and manifest end up in `blobs`.
+    """Weigh a checkpoint of `source` right here, as `weigh` does; `cache` gives a blob of `blobs` as a local file.
 
-    `cache` gives a blob of `blobs` as a local file; `progress` is called with the bytes just read. Raises only what a
-    retry can cure (StorageUnavailable, StorageFull, a blob that is not there yet).
+    `progress` is called with the share done, 0 to 1.
+    """
+    return weigh(task, OwnDesk(source, blobs, cache, Path(tempfile.gettempdir()), progress, task.files))
+
+
+def weigh(task: ValidateTask, desk: Desk) -> Outcome:
+    """Weigh a checkpoint; its weights, golden and manifest become blobs of the desk.
+
+    Raises only what a retry can cure (StorageUnavailable, StorageFull, a blob that is not there yet), and what is wrong
+    with this machine.
     """
     try:
-        contents = checkpoint.read(source, task.path, task.files, blobs, progress)
-        outcome = _weigh(task, contents, blobs, cache)
-        _prove_unchanged(source, task.files)
+        contents = checkpoint.read(desk, task.path, task.files, desk.take)
+        desk.enter(Phase.RUNNING)
+        outcome = _weigh(task, contents, desk)
+        _prove_unchanged(desk, task.files)
     except checkpoint.Unsafe as wrong:
-        return _quarantined(task, source, str(wrong), progress)
+        return quarantined(task, desk, str(wrong))
     except (PreconditionFailed, ObjectNotFound) as gone:
         return _superseded(gone)
     return outcome
 
 
-def _quarantined(task: ValidateTask, source: Get, reason: str, progress: Progress | None) -> Outcome:
+def quarantined(task: ValidateTask, desk: Desk, reason: str) -> Outcome:
     """Not safe to be looked into; its weights are told from others all the same, so that nothing brings it back."""
     try:
-        weights = identity.read(source, identity.weights(task.files), progress)
+        weights = desk.digest(identity.weights(task.files))
     except (PreconditionFailed, ObjectNotFound) as gone:
         return _superseded(gone)
     return Outcome.quarantined(reason, {"evidence": _evidence(), "weights": weights})
@@ -115,7 +129,7 @@ def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:
                 source.get(ref.key, end=1, if_match=ref)
 
 
-def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath) -> Outcome:
+def _weigh(task: ValidateTask, contents: Contents, desk: Desk) -> Outcome:
     """The verdict on bytes that are whole and kept."""
     facts = _facts(contents)
     bound: Bound | None = None
@@ -124,7 +138,8 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
         bound = bindings.find(contents.tensors, task.programs, task.program, task.inputs, task.outputs)
     except bindings.Unbound as none:
         why = str(none)
-    if bad := [one for one in contents.stats if one.nonfinite and not weights.is_meant(one, bound, contents, cache)]:
+    nonfinite = [one for one in contents.stats if one.nonfinite]
+    if bad := [one for one in nonfinite if not weights.is_meant(one, bound, contents, desk.path)]:
         facts["evidence"] = _evidence("bytes")
         return Outcome.rejected(_nonfinite(bad), facts)
     facts["evidence"] = _evidence("bytes", "tensors")
@@ -132,10 +147,10 @@ def _weigh(task: ValidateTask, contents: Contents, blobs: Blobs, cache: BlobPath
     if failed := [one.reason for one in results if one.verdict == "failed"]:
         return Outcome.rejected("; ".join(failed), facts, gates=results)
     if bound is not None:
-        why = weights.ignored(bound, contents, cache)
+        why = weights.ignored(bound, contents, desk.path)
     if bound is None or why:
         return Outcome.needs_binding(why, facts)
-    return replace(_prove_program(task, contents, bound, facts, blobs, cache), gates=results)
+    return replace(_prove_program(task, contents, bound, facts, desk), gates=results)
 
 
 def _judge_zeros(task: ValidateTask, contents: Contents, facts: dict[str, Any]) -> list[GateResult]:
@@ -150,15 +165,13 @@ def _judge_zeros(task: ValidateTask, contents: Contents, facts: dict[str, Any]) 
     return results
 
 
-def _prove_program(
-    task: ValidateTask, contents: Contents, bound: Bound, facts: dict[str, Any], blobs: Blobs, cache: BlobPath
-) -> Outcome:
+def _prove_program(task: ValidateTask, contents: Contents, bound: Bound, facts: dict[str, Any], desk: Desk) -> Outcome:
     tolerance = golden.tolerance([one.dtype for one in contents.stats])
     draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, **tolerance._asdict()))
     program = f"{bound.program.kind}:{bound.program.name}"
     factories = (bound.program.name,) if bound.program.kind == "factory" else ()
     try:
-        session = load(draft, cache, task.device, factories)
+        session = load(draft, desk.path, task.device, factories)
     except LoadError as exc:
         return Outcome.needs_binding(f"{program} does not load: {exc}", facts)
     try:
@@ -179,9 +192,9 @@ def _prove_program(
     finally:
         session.close()
     facts["evidence"]["author_golden"] = contents.golden is not None and weak.get(_AUTHOR) != proving.NOTHING
-    kept = blobs.put_bytes(reference)
+    kept = desk.put_bytes(reference)
     manifest = _manifest(contents, bound, Golden(digest=kept.digest, size=kept.size, **tolerance._asdict()))
-    stored = blobs.put_bytes(manifest.canonical())
+    stored = desk.put_bytes(manifest.canonical())
     facts |= {
         "artifact_digest": stored.digest,
         "blobs": manifest.blobs() | {stored.digest: stored.size},

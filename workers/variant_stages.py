@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,14 +17,15 @@ from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import Stage
 from weighbridge.registry.models import Job, Model, Variant, Version
 from weighbridge.registry.recipe import Objective, Policy, Recipe, VariantWish, policy_for
-from weighbridge.storage.blobs import Blobs
 from weighbridge.workers.benchmark import BenchmarkTask, benchmark
 from weighbridge.workers.benchmarking.judgement import WIDE
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
-from weighbridge.workers.compress import CompressTask, assemble, compress
+from weighbridge.workers.compress import CompressTask
+from weighbridge.workers.confined.work import AssembleTask, Performer
 from weighbridge.workers.datasets import Changed, Datasets
-from weighbridge.workers.evaluate import CompareTask, compare
+from weighbridge.workers.desk import Desk
+from weighbridge.workers.evaluate import CompareTask
 from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.settings import WorkerSettings
@@ -58,14 +57,15 @@ class VariantStages:
     def __init__(
         self,
         db: Database,
-        blobs: Blobs,
+        desk: Callable[[Callable[[float], None]], Desk],
+        performer: Performer,
         cache: WorkerCache,
         datasets: Datasets,
         settings: WorkerSettings,
         policies: tuple[Policy, ...],
         machine: Machine,
     ) -> None:
-        self._db, self._blobs, self._cache, self._datasets = db, blobs, cache, datasets
+        self._db, self._desk, self._performer, self._cache, self._datasets = db, desk, performer, cache, datasets
         self._settings, self._policies, self._machine = settings, policies, machine
 
     def run(self, claim: Claim, heartbeat: Heartbeat) -> Callable[[Session], None]:
@@ -88,31 +88,20 @@ class VariantStages:
         return partial(record, claim=claim, outcome=outcome)
 
     def _compress(self, subject: Subject, part: str, heartbeat: Heartbeat) -> Outcome:
-        with self._machine.working(heartbeat.check):
-            return _nicely(
-                self._settings.niceness,
-                lambda: compress(
-                    replace(self._task(subject), part=part),
-                    blobs=self._blobs,
-                    cache=self._cache.path,
-                    scratch=self._settings.cache,
-                    progress=heartbeat.progress,
-                ),
-            )
+        return self._perform(replace(self._task(subject), part=part), heartbeat)
 
     def _assemble(self, subject: Subject, parts: list[Mapping[str, Any]], heartbeat: Heartbeat) -> Outcome:
+        return self._perform(AssembleTask(self._task(subject), parts), heartbeat)
+
+    def _perform(self, task: object, heartbeat: Heartbeat) -> Outcome:
+        """At low priority, beside other ordinary jobs of the machine.
+
+        Benchmarks are not run so: at a tenth of a busy processor one took half a minute to start, and hosts do not
+        serve at that priority either.
+        """
         with self._machine.working(heartbeat.check):
-            return _nicely(
-                self._settings.niceness,
-                lambda: assemble(
-                    self._task(subject),
-                    parts,
-                    blobs=self._blobs,
-                    cache=self._cache.path,
-                    scratch=self._settings.cache,
-                    progress=heartbeat.progress,
-                ),
-            )
+            desk = self._desk(heartbeat.progress)
+            return self._performer.perform(task, desk, heartbeat.check, self._settings.niceness)
 
     def _task(self, subject: Subject) -> CompressTask:
         return CompressTask(
@@ -142,10 +131,7 @@ class VariantStages:
             device=self._settings.device,
             threads=self._settings.threads,
         )
-        with self._machine.working(heartbeat.check):
-            return _nicely(
-                self._settings.niceness, lambda: compare(task, cache=self._cache.path, progress=heartbeat.progress)
-            )
+        return self._perform(task, heartbeat)
 
     def _benchmark(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
         assert subject.variant.artifact_digest is not None, "a benchmark follows a verdict of ready"
@@ -168,17 +154,6 @@ class VariantStages:
         manifest = Manifest.model_validate_json(self._cache.path(artifact).read_bytes())
         for digest in manifest.blobs():
             self._cache.path(digest)
-
-
-def _nicely(niceness: int, work: Callable[[], Outcome]) -> Outcome:
-    """Do it at low priority, in a thread of its own: on Linux that is a thread's, and there is no way back up.
-
-    Benchmarks are not run so: at a tenth of a busy processor one took half a minute to start, and hosts do not serve
-    at that priority either.
-    """
-    lower = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
-    with ThreadPoolExecutor(1, "nice", lambda: os.setpriority(os.PRIO_PROCESS, 0, lower)) as pool:
-        return pool.submit(work).result()
 
 
 def factories_for(model: str, policies: tuple[Policy, ...]) -> tuple[str, ...]:

@@ -115,8 +115,8 @@ def test_the_same_worker_is_fenced_from_its_own_older_attempt(database: Database
         jobs.finish(tx, old, Verdict.PASSED, "late", {})
 
 
-def test_an_expired_lease_queues_the_job_again_and_then_fails_it(database: Database) -> None:
-    """A worker that stops reporting costs an attempt; when they are used up the job failed, and says why."""
+def test_an_expired_lease_queues_the_job_again_and_then_sets_it_aside(database: Database) -> None:
+    """A worker that stops reporting costs an attempt; the second one that does is the last: a third would end too."""
     job_id = queue(database)
     take(database, job_id, seconds=-1)
     with database.transaction() as tx:
@@ -127,21 +127,39 @@ def test_an_expired_lease_queues_the_job_again_and_then_fails_it(database: Datab
     with database.transaction() as tx:
         assert jobs.expire(tx) == [job_id]
         job = jobs.get(tx, job_id)
-        assert (job.state, job.reason) == (JobState.FAILED, "the worker stopped reporting")
+        reason = "set aside: 2 workers ended in the middle of it, the last one so: the worker stopped reporting"
+        assert (job.state, job.deaths, job.reason) == (JobState.SET_ASIDE, 2, reason)
         assert job.finished_at is not None
     events.sequence(database, "daemon")
     with database.read() as tx:
-        assert [event.kind for event in events.read(tx, 0, 10)] == ["job.expired", "job.failed"]
+        assert [event.kind for event in events.read(tx, 0, 10)] == ["job.expired", "job.set_aside"]
 
 
-def test_a_used_up_job_fails_at_the_next_claim(database: Database) -> None:
-    """Also without the sweeper nobody gets a third of two attempts."""
+def test_a_deadly_job_is_set_aside_at_the_next_claim(database: Database) -> None:
+    """Also without the sweeper nobody gets a third of two attempts, however many it may have."""
     job_id = queue(database)
     take(database, job_id, seconds=-1)
     take(database, job_id, seconds=-1)
     with database.transaction() as tx:
         assert jobs.claim(tx, job_id, "worker", 30) is None
-    assert state(database, job_id) is JobState.FAILED
+    assert state(database, job_id) is JobState.SET_ASIDE
+
+
+def test_a_child_that_dies_counts_as_a_worker(database: Database) -> None:
+    """The first death is tried again, the second sets the job aside; a person brings it back, with both forgotten."""
+    job_id = queue(database)
+    with database.transaction() as tx:
+        jobs.again(tx, job_id, 9)
+    for expected in (JobState.QUEUED, JobState.SET_ASIDE):
+        with database.transaction() as tx:
+            claim = jobs.claim(tx, job_id, "worker", 30)
+            assert claim is not None
+            jobs.died(tx, claim, "its child was ended by signal SIGSEGV", 0)
+        assert state(database, job_id) is expected
+    with database.transaction() as tx:
+        assert "SIGSEGV" in jobs.get(tx, job_id).reason
+        assert jobs.again(tx, job_id, 3).deaths == 0
+        assert jobs.claim(tx, job_id, "worker", 30) is not None
 
 
 def test_a_heartbeat_keeps_the_lease(database: Database) -> None:

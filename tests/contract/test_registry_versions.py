@@ -211,11 +211,11 @@ def test_a_verdict_ends_the_judgement(database: Database, fleet: list[str], verd
     assert (version.status, version.reason, fleet) == (verdict, "because", [])
 
 
-def test_used_up_attempts_fail_closed(database: Database) -> None:
-    """A version whose validation never finished is found by the reconcile loop and quarantined."""
+def test_a_validation_that_ends_its_workers_is_no_verdict(database: Database) -> None:
+    """The version says so and stays as it is, served nowhere; nobody looks again, until a person has it judged anew."""
     job_id = recorded(database).jobs[0].id
     assert job_id is not None
-    for _ in range(3):
+    for _ in range(2):
         with database.transaction() as tx:
             assert jobs.claim(tx, job_id, "crashing", -1) is not None
             assert versions.overdue(tx) == []
@@ -226,16 +226,42 @@ def test_used_up_attempts_fail_closed(database: Database) -> None:
     with database.read() as tx:
         assert versions.overdue(tx) == []
     version = look(database)
-    assert (version.status, version.reason) == (
-        "quarantined",
-        "validate did not finish: the worker stopped reporting",
-    )
+    assert version.status == "discovered"
+    assert version.reason.startswith("validate did not finish: set aside: 2 workers ended in the middle of it")
+    rejudge(database)
+    with pytest.raises(Conflict, match="is being judged"):
+        rejudge(database)
+    version = look(database)
+    assert (version.status, version.reason, version.judgement) == ("discovered", "", 2)
+    assert run(database, jobs_of(database)[-1]) is not None
+
+
+def test_used_up_attempts_fail_closed(database: Database) -> None:
+    """A version whose validation failed each time is found by the reconcile loop and quarantined."""
+    job_id = recorded(database).jobs[0].id
+    assert job_id is not None
+    for _ in range(3):
+        with database.transaction() as tx:
+            claim = jobs.claim(tx, job_id, "worker", 30)
+            assert claim is not None
+            jobs.retry(tx, claim, "a mistake", 0)
+    with database.transaction() as tx:
+        assert versions.overdue(tx) == [1]
+        versions.advance(tx, 1, actor="reconcile", policies=())
+        assert versions.overdue(tx) == []
+    version = look(database)
+    assert (version.status, version.reason) == ("quarantined", "validate did not finish: a mistake")
+
+
+def jobs_of(database: Database) -> list[int]:
+    with database.read() as tx:
+        return [job.id or 0 for job in jobs.of(tx, "version", 1)]
 
 
 def test_a_fast_evaluation_that_never_finishes_fails_closed(database: Database, fleet: list[str]) -> None:
-    """The version is ready meanwhile; when the attempts are used up it is found, rejected and withdrawn."""
+    """The version is ready meanwhile; when the job is set aside it is found, rejected and withdrawn."""
     evaluate = run(database, recorded(database, recipe_text=FAST).jobs[0].id)
-    for _ in range(3):
+    for _ in range(2):
         with database.transaction() as tx:
             assert versions.overdue(tx) == []
             assert jobs.claim(tx, evaluate or 0, "crashing", -1) is not None
@@ -245,7 +271,8 @@ def test_a_fast_evaluation_that_never_finishes_fails_closed(database: Database, 
         versions.advance(tx, 1, actor="reconcile", policies=())
         assert versions.overdue(tx) == []
     assert look(database).status == "rejected"
-    assert fleet == ["start", "withdraw 1: evaluate did not finish: the worker stopped reporting"]
+    assert fleet[0] == "start"
+    assert fleet[1].startswith("withdraw 1: evaluate did not finish: set aside: 2 workers ended")
 
 
 def test_a_version_without_evaluation_set_is_not_overdue(database: Database, fleet: list[str]) -> None:
@@ -322,11 +349,11 @@ def test_a_new_judgement_runs_new_jobs(database: Database) -> None:
 def test_only_an_ended_judgement_is_opened_again(database: Database, fleet: list[str]) -> None:
     """A version under judgement, or one that is ready, is not; the error says what is possible."""
     job_id = recorded(database, recipe_text=FAST).jobs[0].id
-    for status in ("discovered", "ready"):
-        with pytest.raises(Conflict, match=f"version 1 of digits: VersionStatus {status} cannot become"):
-            rejudge(database)
-        if status == "discovered":
-            run(database, job_id)
+    with pytest.raises(Conflict, match="version 1 of digits is being judged: wait for its verdict"):
+        rejudge(database)
+    run(database, job_id)
+    with pytest.raises(Conflict, match="version 1 of digits: VersionStatus ready cannot become"):
+        rejudge(database)
 
 
 def rejudge(database: Database) -> None:

@@ -35,6 +35,7 @@ def job(stage: Stage, outcome: JobState | Verdict) -> JobView:
 
 
 QUEUED, RUNNING, FAILED, PASSED = JobState.QUEUED, JobState.RUNNING, JobState.FAILED, Verdict.PASSED
+ASIDE = JobState.SET_ASIDE
 
 TABLE = [
     # status, fast lane, validate, evaluate → plan
@@ -66,6 +67,9 @@ TABLE = [
     (V.READY, True, PASSED, Verdict.REJECTED, Plan(V.REJECTED, "evaluate says")),
     (V.READY, True, PASSED, FAILED, Plan(V.REJECTED, "evaluate did not finish: evaluate error")),
     (V.READY, False, PASSED, PASSED, Plan(V.READY, "evaluate says")),
+    (V.DISCOVERED, False, ASIDE, None, Plan(V.DISCOVERED, "validate did not finish: validate error")),
+    (V.DISCOVERED, True, PASSED, ASIDE, Plan(V.DISCOVERED, "evaluate did not finish: evaluate error")),
+    (V.READY, True, PASSED, ASIDE, Plan(V.REJECTED, "evaluate did not finish: evaluate error")),
 ]
 
 

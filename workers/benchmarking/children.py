@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
 import sys
@@ -12,11 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
-_INHERITED = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CXX",
-    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR",
-)  # fmt: skip
-"""All that a measured process sees of our environment: no token, no storage key."""
+from weighbridge.workers.confined.environment import scrubbed
+
 _BEAT = 1.0
 """Seconds between two signs of life while an answer is awaited."""
 
@@ -35,14 +31,13 @@ class Child:
     def __init__(self, threads: int, beat: Callable[[], None]) -> None:
         self._beat = beat
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "weighbridge.workers.benchmarking.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             bufsize=0,
-            env=environment | {"OMP_NUM_THREADS": str(threads)},
+            env=scrubbed(threads),
         )
         self._held = bytearray()
 

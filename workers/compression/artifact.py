@@ -9,7 +9,7 @@ from typing import Any
 from weighbridge.engines.manifest import ArtifactFile, Encoding, Golden, Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.schemas import VariantTensor
-from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.blobs import Keep
 from weighbridge.storage.safetensors_header import Header, header_length, parse_header
 from weighbridge.storage.streaming import digest_file
 from weighbridge.workers.compression import report
@@ -87,7 +87,7 @@ def matrices(original: Original) -> frozenset[str]:
     return frozenset(name for name, shape in tensor_shapes(original).items() if len(shape) > 1)
 
 
-def keep_shard(built: Built, blobs: Blobs) -> dict[str, Any]:
+def keep_shard(built: Built, blobs: Keep) -> dict[str, Any]:
     """Store a shard's files; return as JSON what `join` needs of it."""
     if built.program is not None or built.program_file is not None:
         raise BuildFailed("a shard cannot bring a program of its own")

@@ -34,10 +34,10 @@ from weighbridge.engines.onnx_engine import OnnxEngine
 from weighbridge.engines.protocols import Array
 from weighbridge.registry.schemas import VariantTensor
 from weighbridge.workers.compression import onnx_export, onnx_weights, report
-from weighbridge.workers.compression.memory import out_of_memory
 from weighbridge.workers.compression.onnx_export import Exported
 from weighbridge.workers.compression.onnx_weights import Weight
 from weighbridge.workers.compression.types import BuildFailed, Built, NotApplicable, Order
+from weighbridge.workers.ours import out_of_memory
 
 FILE = "model.onnx"
 _ENGINE = {"name": "onnxruntime", "minimum": "1.18"}

@@ -24,8 +24,8 @@ from weighbridge.engines.protocols import Arrays
 from weighbridge.registry.recipe import Recovery, Task
 from weighbridge.workers.compression import reference, training
 from weighbridge.workers.compression.activations import names_by_storage
-from weighbridge.workers.compression.memory import out_of_memory
 from weighbridge.workers.compression.types import BuildFailed, Order
+from weighbridge.workers.ours import out_of_memory
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from weighbridge.engines.torch_engine import TorchEngine, TorchSession
 from weighbridge.registry.schemas import VariantTensor
 from weighbridge.workers.compression import report
 from weighbridge.workers.compression.casting import ENGINE
-from weighbridge.workers.compression.memory import out_of_memory
 from weighbridge.workers.compression.types import BuildFailed, Built, NotApplicable, Order, Original
+from weighbridge.workers.ours import out_of_memory
 
 _FP8_CAPABILITY = (8, 9)
 _TILES_CAPABILITY, _TILE_GROUPS = (8, 0), (32, 64, 128, 256)

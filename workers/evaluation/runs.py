@@ -10,6 +10,7 @@ import numpy as np
 
 from weighbridge.engines import tensors
 from weighbridge.engines.protocols import Array, Arrays, Session
+from weighbridge.workers import ours
 from weighbridge.workers.evaluation.datasets import BATCH_ROWS, BadDataset, Batch, Source
 from weighbridge.workers.evaluation.tasks import NotANumber, numbers
 
@@ -75,13 +76,7 @@ def _joined(parts: list[Array]) -> Array:
 
 def out_of_memory(failed: BaseException | None) -> bool:
     """Whether a failure, or what it came from, is that of memory; engines say both in their own words."""
-    import torch
-
-    while failed is not None:
-        if isinstance(failed, MemoryError | torch.OutOfMemoryError):
-            return True
-        failed = failed.__cause__ or failed.__context__
-    return False
+    return failed is not None and any(map(ours.out_of_memory, ours.chain(failed)))
 
 
 def pairs(original: Open, variant: Open, source: Source, notes: list[str]) -> Iterator[tuple[Batch, Answers, Answers]]:
