@@ -45,10 +45,13 @@ def new_file(target: Path, *, replace: bool = True, durable: bool = True) -> Ite
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Make the names in a folder survive a power cut, where the file system can (SMB and some FUSE cannot)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 
@@ -72,5 +75,13 @@ def _rename_noreplace(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    os.link(source, target)
-    source.unlink()
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (*_UNSUPPORTED, errno.EPERM):
+            raise
+        # No links either (exFAT, object stores as folders): the name is taken by an empty file, then by the whole one.
+        target.open("xb").close()
+        source.replace(target)
+    else:
+        source.unlink()

@@ -10,12 +10,14 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
 from weighbridge.storage import disk_errors
 from weighbridge.storage.atomic import new_file
 from weighbridge.storage.errors import DigestMismatch, InvalidName, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import Get, LocalPath, Move, Ref, Store
 from weighbridge.storage.streaming import DigestingReader, Progress, chunks, digest_bytes, digest_file
@@ -49,6 +51,9 @@ class Blobs:
     def __init__(self, store: Store, prefix: str = "") -> None:
         self.store = store
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._cleaning = OptionalCall(
+            store.url, "delete what was staged", without="it stays and takes space", permission="s3:DeleteObject"
+        )
 
     def key(self, digest: str) -> str:
         """Where a blob lies in the store. Raises ValueError for what is no digest."""
@@ -92,7 +97,7 @@ class Blobs:
             if not self._is_whole(blob):
                 self._name(pin(written), blob)
         finally:
-            self.store.delete(staging)
+            self._cleaning(partial(self.store.delete, staging), lambda: None)
         return blob
 
     def adopt(self, source: Get, ref: Ref, *, progress: Progress | None = None) -> Blob:

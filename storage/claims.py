@@ -11,6 +11,7 @@ Their names mark the folder unfinished, so that structure alone proves nothing u
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -22,8 +23,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from weighbridge.storage.errors import AlreadyPublished, ObjectNotFound, PreconditionFailed, StorageError
+from weighbridge.storage.errors import (
+    AccessDenied,
+    AlreadyPublished,
+    NotSupported,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+)
 from weighbridge.storage.protocols import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
 
 STALE = 600.0
 """Seconds without a renewal after which a publisher is taken for dead."""
@@ -89,11 +99,17 @@ class Claim:
             )
 
     def release(self) -> None:
-        """The checkpoint is whole: clear the claim away, after those that it took over."""
-        for number, info in _claims(self._store, self._folder):
-            if number <= self._number:
-                self._store.delete(info.key)
+        """The checkpoint is whole: clear the claim away, after those that it took over.
+
+        Where the keys may not delete, it stays: a manifest that is there counts for more.
+        """
         _HELD.discard(self._holder.token)
+        try:
+            for number, info in _claims(self._store, self._folder):
+                if number <= self._number:
+                    self._store.delete(info.key)
+        except (AccessDenied, NotSupported) as error:
+            log.warning("the claim on %s stays in the bucket, which does no harm: %s", self._folder, error)
 
     def give_up(self) -> None:
         """Leave it to the next publisher, still marking what was sent as unfinished."""

@@ -282,7 +282,7 @@ class _Assessment:
             raise _Wait(str(short)) from short
 
     def _open_uploads(self) -> set[str]:
-        return set(self._store.uploads(self._path)) if isinstance(self._store, OpenUploads) else set()
+        return set(self._store.uploads(self._path) or ()) if isinstance(self._store, OpenUploads) else set()
 
     def _pins(self, keys: Iterable[str]) -> tuple[Ref, ...]:
         return tuple(pin(self._objects[key]) for key in sorted(keys))

@@ -24,7 +24,23 @@ class InvalidKey(StorageError, ValueError):
 
 
 class AccessDenied(StorageError, PermissionError):
-    """The store refused the credentials, or they do not allow this call. Retrying cures nothing."""
+    """The store refused the credentials, or they do not allow this call. Retrying cures nothing.
+
+    `permission` is the right that is missing (`s3:GetObject`); None: the credentials themselves were refused, or the
+    store (a folder) has no name for it.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None, permission: str | None = None) -> None:
+        super().__init__(message, key=key)
+        self.permission = permission
+
+
+class NotSupported(StorageError):
+    """The store does not know this call, or this condition of it. Retrying cures nothing."""
+
+
+class EmptyRange(StorageError):
+    """A range begins behind the end of the object: there is nothing to read."""
 
 
 class BucketNotFound(StorageError, LookupError):

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -17,12 +18,14 @@ from weighbridge.storage.atomic import new_file
 from weighbridge.storage.errors import (
     BucketNotFound,
     InvalidKey,
+    NotSupported,
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
 )
 from weighbridge.storage.keys import check_key, check_prefix, is_valid
 from weighbridge.storage.listing import check_folder
+from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.pins import disk_etag
 from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
 from weighbridge.storage.streaming import check_range, chunks
@@ -41,6 +44,9 @@ class FolderStore:
     def __init__(self, root: Path | str, *, create: bool = False, durable: bool = True) -> None:
         self.root = Path(os.path.abspath(root))
         self._durable = durable
+        self._leases = OptionalCall(
+            str(self.root), "see who has a file open for writing", without="files must be quiet for a while instead"
+        )
         if create:
             with self._errors(None):
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -48,6 +54,10 @@ class FolderStore:
     @property
     def url(self) -> str:
         return self.root.as_uri()
+
+    @property
+    def optional(self) -> Sequence[OptionalCall]:
+        return (self._leases,)
 
     def check(self) -> None:
         self._real_root()
@@ -131,8 +141,14 @@ class FolderStore:
         return self._path(key)
 
     def has_writer(self, key: str) -> bool | None:
+        return self._leases(partial(self._ask_lease, key), lambda: None)
+
+    def _ask_lease(self, key: str) -> bool | None:
         with self._open(key) as file:
-            return lease.has_writer(file.fileno())
+            writer = lease.has_writer(file.fileno())
+        if writer is None:
+            raise NotSupported(f"{key}: no lease on a remote file system, nor on another user's file", key=key)
+        return writer
 
     def _path(self, key: str) -> Path:
         """The file of a key. Raises InvalidKey where links lead out of the root, BucketNotFound without a root."""

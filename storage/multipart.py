@@ -5,16 +5,21 @@ s3transfer has no If-None-Match and does not say which version it wrote; hence t
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from weighbridge.storage.streaming import read_into
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, CompleteMultipartUploadOutputTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+log = logging.getLogger(__name__)
 
 MAX_PARTS = 10_000
 
@@ -28,25 +33,30 @@ def upload(
     *,
     part_size: int,
     concurrency: int,
-    if_none_match: bool,
-) -> CompleteMultipartUploadOutputTypeDef:
-    """Send `first` (one full part) and then `rest`; abort on any error, so that nothing of it ever shows.
+    complete: Callable[[dict[str, Any]], Any],
+) -> Any:
+    """Send `first` (a full part, or all there is) and then `rest`; abort on any error, so that nothing of it shows.
 
-    Raises botocore's errors and those of reading `rest`.
+    `complete` makes the last call, with this request; its answer is returned. Raises botocore's errors, what `complete`
+    raises, and those of reading `rest`.
     """
-    upload_id = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    target = {"Bucket": bucket, "Key": key}
+    target["UploadId"] = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
     try:
-        parts = _send(client, bucket, key, upload_id, _parts(first, rest, part_size), concurrency)
-        if if_none_match:
-            return client.complete_multipart_upload(
-                Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-            )
-        return client.complete_multipart_upload(
-            Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+        parts = _send(client, bucket, key, target["UploadId"], _parts(first, rest, part_size), concurrency)
+        return complete({**target, "MultipartUpload": {"Parts": parts}})
     except BaseException:
-        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+        _abort(client, target)
         raise
+
+
+def _abort(client: S3Client, target: dict[str, str]) -> None:
+    """Take the parts back. What went wrong before is the error to tell, not that they stay."""
+    try:
+        client.abort_multipart_upload(**target)  # type: ignore[arg-type]
+    except (ClientError, BotoCoreError) as error:
+        what = f"s3://{target['Bucket']}/{target['Key']}"
+        log.warning("%s: parts of a broken upload stay there until a rule of the bucket removes them: %s", what, error)
 
 
 def _send(

@@ -7,10 +7,13 @@ Keys are `/`-separated, relative, without empty, `.` or `..` parts. Sizes and of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
+
+from weighbridge.storage.optional import OptionalCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +135,34 @@ class OpenWriter(Protocol):
 
 @runtime_checkable
 class OpenUploads(Protocol):
-    def uploads(self, prefix: str) -> Sequence[str]:
-        """Return the keys under `prefix` with an unfinished multipart upload."""
+    def uploads(self, prefix: str) -> Sequence[str] | None:
+        """Return the keys under `prefix` with an unfinished multipart upload; None where nobody can tell.
+
+        (The keys may not list them, or the store does not. An object is there whole or not at all even so.)
+        """
+        ...
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """A store that takes large objects in parts, by calls of their own."""
+
+    def put_in_parts(self, key: str, data: bytes, *, if_none_match: bool = False) -> ObjectInfo:
+        """As `put`, in parts however few bytes there are: to try those calls."""
+        ...
+
+    def unfinished(self, key: str) -> AbstractContextManager[None]:
+        """An upload of `key` in parts that is begun and, at the end, aborted: what is seen of it meanwhile?"""
+        ...
+
+
+@runtime_checkable
+class Degrading(Protocol):
+    """A store that gets along without some of its calls."""
+
+    @property
+    def optional(self) -> Sequence[OptionalCall]:
+        """The calls that can be done without."""
         ...
 
 

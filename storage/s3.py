@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import boto3.session
 from botocore.config import Config
-from botocore.exceptions import ClientError
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from weighbridge.storage import multipart
-from weighbridge.storage.errors import BucketNotFound, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import EmptyRange, NotSupported, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.keys import check_key, check_prefix, is_valid
 from weighbridge.storage.listing import check_folder
+from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.options import S3Options
 from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
-from weighbridge.storage.s3_errors import is_conflict, is_range_error, translated
+from weighbridge.storage.s3_calls import S3Calls
+from weighbridge.storage.s3_errors import translated
 from weighbridge.storage.s3_stream import ResumingBody
 from weighbridge.storage.streaming import check_range
 
@@ -41,14 +43,18 @@ class S3Store:
         self.prefix = f"{check_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self._options = options or S3Options()
         self.client = client or new_client(self._options)
+        self._calls = S3Calls(self.client, bucket, self.prefix, self.url)
+
+    @property
+    def optional(self) -> Sequence[OptionalCall]:
+        return self._calls.optional
 
     @property
     def url(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".removesuffix("/")
 
     def check(self) -> None:
-        with translated(self.url):
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        self._calls.check()
 
     def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
         with self.open(key, start=start, end=end, if_match=if_match) as stream:
@@ -58,21 +64,19 @@ class S3Store:
         check_range(start, end)
         if end is not None and end == start:
             return self._empty(key, if_match)
-        request = self._named(key) | _pinned(if_match)
+        request = self._calls.named(key) | _pinned(if_match)
         if start or end is not None:
             request["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         try:
-            with self._translated(key):
-                try:
-                    answer = self.client.get_object(**request)
-                except ClientError as error:
-                    if not is_range_error(error):
-                        raise
-                    return self._empty(key, if_match)
+            answer = self._calls.get(key, request)
+        except EmptyRange:
+            return self._empty(key, if_match)
         except ObjectNotFound:
-            self._prove_bucket()
+            self._calls.prove_bucket()
             raise
-        body = ResumingBody(self.client, request, answer, self.url, key, start=start)
+        if "Range" in request:
+            _prove_range(key, answer, start, end)
+        body = ResumingBody(partial(self._calls.get, key), request, answer, self.url, key, start=start)
         return io.BufferedReader(body, 1 << 17)
 
     def head(self, key: str) -> ObjectInfo:
@@ -100,65 +104,66 @@ class S3Store:
                 return self.put(key, file, if_none_match=if_none_match)
         stream = io.BytesIO(data) if isinstance(data, bytes | bytearray | memoryview) else data
         first = multipart.read_full(stream, self._options.part_size)
+        if len(first) < self._options.part_size:
+            answer = self._calls.put(key, first, if_none_match=if_none_match)
+        else:
+            answer = self._put_parts(key, first, stream, if_none_match)
+        return self._head(key, answer.get("VersionId"))
+
+    def put_in_parts(self, key: str, data: bytes, *, if_none_match: bool = False) -> ObjectInfo:
+        answer = self._put_parts(key, data, io.BytesIO(), if_none_match)
+        return self._head(key, answer.get("VersionId"))
+
+    @contextmanager
+    def unfinished(self, key: str) -> Iterator[None]:
+        request = self._calls.named(key)
         with self._translated(key):
-            if len(first) < self._options.part_size:
-                version = self._put_small(key, first, if_none_match)
-            else:
-                answer = multipart.upload(
-                    self.client, self.bucket, self.prefix + key, first, stream,
-                    part_size=self._options.part_size, concurrency=self._options.max_concurrency,
-                    if_none_match=if_none_match,
-                )  # fmt: skip
-                version = answer.get("VersionId")
-        return self._head(key, version)
+            request["UploadId"] = self.client.create_multipart_upload(**request)["UploadId"]
+        try:
+            yield
+        finally:
+            with self._translated(key):
+                self.client.abort_multipart_upload(**request)
 
     def copy(self, source: Ref, key: str) -> ObjectInfo:
-        origin = self._named(source.key)
-        if source.version_id:
-            origin["VersionId"] = source.version_id
-        with self._translated(key):
-            self.client.copy(
-                origin,  # type: ignore[arg-type]
-                self.bucket,
-                self._named(key)["Key"],
-                ExtraArgs={"CopySourceIfMatch": f'"{source.etag}"'},
-            )
+        self._calls.copies(partial(self._copy_there, source, key), partial(self._copy_through, source, key))
         return self._head(key)
 
     def delete(self, key: str) -> None:
         with self._translated(key):
-            self.client.delete_object(**self._named(key))
+            self.client.delete_object(**self._calls.named(key))
 
     def presign(self, key: str, *, expires: int) -> str:
         with self._translated(key):
-            return self.client.generate_presigned_url("get_object", Params=self._named(key), ExpiresIn=expires)
+            return self.client.generate_presigned_url("get_object", Params=self._calls.named(key), ExpiresIn=expires)
 
-    def uploads(self, prefix: str) -> Sequence[str]:
-        check_prefix(prefix)
-        pages = self.client.get_paginator("list_multipart_uploads")
-        with translated(self.url, prefix):
-            found = [
-                upload.get("Key", "")[len(self.prefix) :]
-                for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-                for upload in page.get("Uploads", [])
-            ]
-        return sorted({key for key in found if key.startswith(prefix)})
+    def uploads(self, prefix: str) -> Sequence[str] | None:
+        return self._calls.list_uploads(check_prefix(prefix))
 
-    @retry(retry=retry_if_exception(lambda error: isinstance(error, ClientError) and is_conflict(error)),
-           stop=stop_after_attempt(5), wait=wait_random_exponential(0.05, max=1), reraise=True)  # fmt: skip
-    def _put_small(self, key: str, data: bytes, if_none_match: bool) -> str | None:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
-        answer = self.client.put_object(**self._named(key), Body=data, **condition)
-        return answer.get("VersionId")
+    def _put_parts(self, key: str, first: bytes, rest: IO[bytes], if_none_match: bool) -> Any:
+        with self._translated(key):
+            return multipart.upload(
+                self.client, self.bucket, self.prefix + key, first, rest,
+                part_size=self._options.part_size, concurrency=self._options.max_concurrency,
+                complete=partial(self._calls.complete, key, if_none_match=if_none_match),
+            )  # fmt: skip
+
+    def _copy_there(self, source: Ref, key: str) -> None:
+        origin = self._calls.named(source.key) | ({"VersionId": source.version_id} if source.version_id else {})
+        with self._translated(key):
+            self.client.copy(
+                origin,  # type: ignore[arg-type]
+                self.bucket,
+                self._calls.named(key)["Key"],
+                ExtraArgs={"CopySourceIfMatch": f'"{source.etag}"'},
+            )
+
+    def _copy_through(self, source: Ref, key: str) -> None:
+        with self.open(source.key, if_match=source) as stream:
+            self.put(key, stream)
 
     def _head(self, key: str, version: str | None = None) -> ObjectInfo:
-        request = self._named(key) | ({"VersionId": version} if version else {})
-        try:
-            with self._translated(key):
-                answer = self.client.head_object(**request)
-        except ObjectNotFound:
-            self._prove_bucket()  # a HEAD's 404 does not say what is missing
-            raise
+        answer = self._calls.head(key, version)
         return _info(key, answer["ContentLength"], answer, _version(answer))
 
     def _empty(self, key: str, if_match: Ref | None) -> IO[bytes]:
@@ -182,18 +187,6 @@ class S3Store:
     def _listed(self, item: Any) -> ObjectInfo | None:
         key = item["Key"][len(self.prefix) :]
         return _info(key, item["Size"], item) if is_valid(key) else None
-
-    def _prove_bucket(self) -> None:
-        with translated(self.url):
-            try:
-                self.client.head_bucket(Bucket=self.bucket)
-            except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-                    raise
-                raise BucketNotFound(f"{self.url}: the bucket does not exist") from error
-
-    def _named(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self.bucket, "Key": self.prefix + check_key(key)}
 
     def _translated(self, key: str) -> Any:
         return translated(self.url, check_key(key))
@@ -242,3 +235,12 @@ def _pinned(ref: Ref | None) -> dict[str, str]:
     if ref is None:
         return {}
     return {"IfMatch": f'"{ref.etag}"'} | ({"VersionId": ref.version_id} if ref.version_id else {})
+
+
+def _prove_range(key: str, answer: Any, start: int, end: int | None) -> None:
+    """Raise NotSupported where a store, or a proxy before it, answers a range with the whole object."""
+    if answer.get("ContentRange", "").startswith(f"bytes {start}-"):
+        return
+    if start or (end is not None and answer["ContentLength"] > end):
+        answer["Body"].close()
+        raise NotSupported(f"{key}: the store answers a range of bytes with the whole object", key=key)

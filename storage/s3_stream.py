@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError
 
 from weighbridge.storage.errors import StorageUnavailable
-from weighbridge.storage.s3_errors import translated
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from mypy_boto3_s3 import S3Client
 
 _RESUMES = 4
 """Times that one stream may be taken up again before it fails."""
 
 
 class ResumingBody(io.RawIOBase):
-    """Bytes of one GET; when the connection breaks, a further ranged GET with If-Match takes it up where it broke.
+    """Bytes of one GET; when the connection breaks, a further ranged `get` with If-Match takes it up where it broke.
 
     Raises StorageUnavailable when that does not help, PreconditionFailed when the object is another by then.
     """
 
     def __init__(
-        self, client: S3Client, request: dict[str, Any], answer: Any, url: str, key: str, *, start: int
+        self,
+        get: Callable[[dict[str, Any]], Any],
+        request: dict[str, Any],
+        answer: Any,
+        url: str,
+        key: str,
+        *,
+        start: int,
     ) -> None:
-        self._client, self._url, self._key = client, url, key
+        self._get, self._url, self._key = get, url, key
         self._body = answer["Body"]
         self._position, self._left = start, int(answer["ContentLength"])
         self._request = request | {"IfMatch": answer["ETag"]}
@@ -72,5 +78,4 @@ class ResumingBody(io.RawIOBase):
             raise StorageUnavailable(f"{self._url}: {self._key}: the connection broke {_RESUMES} times", key=self._key)
         self._body.close()
         bounds = f"bytes={self._position}-{self._position + self._left - 1}"
-        with translated(self._url, self._key):
-            self._body = self._client.get_object(**(self._request | {"Range": bounds}))["Body"]
+        self._body = self._get(self._request | {"Range": bounds})["Body"]

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -34,11 +36,27 @@ def find_weed() -> str:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A key pair that may do less than all: `Read`, `Write`, `List`, `Tagging`; of one bucket as `Read:BUCKET`."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    actions: tuple[str, ...] = ("Read", "List")
+
+
 class SeaweedServer:
     """One SeaweedFS process that keeps its data in `data_dir`; a second start on the same folder finds it again."""
 
-    def __init__(self, data_dir: Path, *, access_key: str = "weighbridge", secret_key: str | None = None) -> None:
-        self.data_dir = data_dir
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        access_key: str = "weighbridge",
+        secret_key: str | None = None,
+        others: Sequence[Identity] = (),
+    ) -> None:
+        self.data_dir, self.others = data_dir, tuple(others)
         self.access_key, self.secret_key = access_key, secret_key or secrets.token_urlsafe(24)
         self.endpoint_url = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -116,11 +134,17 @@ class SeaweedServer:
 
     def _write_identity(self) -> Path:
         path = self.data_dir / "s3.json"
-        keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"identities": [{"name": "admin", "credentials": [keys], "actions": actions}]}
+        everything = ("Admin", "Read", "Write", "List", "Tagging")
+        identities = [
+            {
+                "name": one.access_key,
+                "credentials": [{"accessKey": one.access_key, "secretKey": one.secret_key}],
+                "actions": list(one.actions),
+            }
+            for one in (Identity(self.access_key, self.secret_key, everything), *self.others)
+        ]
         path.touch(mode=0o600)
-        path.write_text(json.dumps(identity))
+        path.write_text(json.dumps({"identities": identities}))
         return path
 
     @property

@@ -8,6 +8,7 @@ pytest_plugins: list[str] = [
     "fixtures.beside",
     "fixtures.serving",
     "fixtures.storage",
+    "fixtures.refusing",
     "fixtures.engines",
     "fixtures.postgres",
     "fixtures.registry",

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from weighbridge.cli import doctor, main
-from weighbridge.cli.doctor import store
+from weighbridge.cli.doctor import roles, store
+from weighbridge.cli.doctor.roles import Place, Role
 from weighbridge.cli.exits import Exit
 from weighbridge.cli.session import Session
-from weighbridge.storage import errors
+from weighbridge.storage import errors, lease
+from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.memory import MemoryStore
 
 
@@ -61,10 +63,11 @@ def test_a_store_without_conditional_writes() -> None:
         def put(self, key: str, data: Any, *, if_none_match: bool = False) -> Any:
             return super().put(key, data)
 
-    *_, last = store.writes(Careless("careless"), ".weighbridge")
-    assert not last.ok
-    assert "overwrote" in last.what
-    assert "conditional writes" in last.fix
+    found = store.tried(Careless("careless"), ".weighbridge/", Place.ARTIFACTS, set(Role), roles.SERVICES)
+    [wrong] = [one for one in found if not one.ok]
+    assert "overwrote" in wrong.what
+    assert "conditional writes" in wrong.fix
+    assert wrong.roles == ("worker", "registry")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,46 @@ def test_what_a_store_refuses_comes_with_advice(error: Exception, advice: str) -
     assert not found.ok
     assert found.what == str(error)
     assert advice in found.fix
+
+
+class Forbidding(FolderStore):
+    """A folder whose owner is somebody else (root, as whom these tests may run, is refused nothing)."""
+
+    def put(self, key: str, data: Any, *, if_none_match: bool = False) -> Any:
+        raise errors.AccessDenied(f"{self.root}: {key}: Permission denied", key=key)
+
+
+def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+    """Services need not write where publishers do; whoever asks as a publisher is told the right, user and folder."""
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/a.safetensors").write_bytes(b"1234")
+    folder = Forbidding(tmp_path)
+    daemon = list(store.tried(folder, "", Place.WATCHED, {Role.DAEMON}, {Role.DAEMON}))
+    assert all(one.ok for one in daemon)
+    assert not any("write" in one.what for one in daemon)
+    everybody = list(store.tried(folder, "", Place.WATCHED, set(Role), roles.SERVICES))
+    assert all(one.ok for one in everybody)
+    [told] = [one for one in everybody if one.roles]
+    assert (told.roles, "cannot write an object" in told.what) == (("publish",), True)
+    [wrong] = [one for one in store.tried(folder, "", Place.WATCHED, {Role.PUBLISH}, {Role.PUBLISH}) if not one.ok]
+    assert f"let user {os.geteuid()} write and search (-wx) in {tmp_path}" in wrong.fix
+    assert "`push` and `publish`" in wrong.fix
+
+
+def test_a_file_system_whose_writers_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, with what is done instead; nothing is wrong."""
+    monkeypatch.setattr(lease, "_kind", lambda descriptor: 0x6969)
+    (tmp_path / "a").write_bytes(b"1234")
+    found = list(store.tried(FolderStore(tmp_path), "", Place.WATCHED, {Role.DAEMON}, {Role.DAEMON}))
+    assert all(one.ok for one in found)
+    [told] = [one for one in found if one.roles]
+    assert "cannot see who has a file open for writing" in told.what
+    assert "quiet for a while" in told.fix
+
+
+def test_a_role_that_is_none_is_wrong_usage() -> None:
+    """It says which there are."""
+    assert main(["doctor", "--role", "boss"]) == Exit.USAGE
 
 
 def test_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -215,3 +216,55 @@ def test_a_writer_that_comes_during_the_look_kills_nobody(
         signal.signal(signal.SIGURG, before)
         writer.join(10)
     assert store.get("a") == b"new"
+
+
+@pytest.mark.parametrize("kind", sorted(lease._REMOTE))
+def test_on_a_remote_file_system_nobody_can_tell(
+    kind: int, store: FolderStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and SMB refuse a lease as if there were a writer; believed, every file there would wait for ever."""
+    store.put("a", b"x")
+    monkeypatch.setattr(lease, "_kind", lambda descriptor: kind)
+    with (root / "a").open("ab"):
+        assert store.has_writer("a") is None
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.EREMOTEIO, errno.ENOTTY])
+def test_without_leases_nobody_can_tell_and_it_is_said_once(
+    code: int, store: FolderStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the kernel answers but EAGAIN says nothing of writers; one warning says what is done instead."""
+
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    store.put("a", b"x")
+    monkeypatch.setattr(lease.fcntl, "fcntl", refused)
+    assert [store.has_writer("a") for _ in range(3)] == [None] * 3
+    [said] = [one.getMessage() for one in caplog.records]
+    assert "quiet" in said
+
+
+def test_a_file_system_without_links_or_synced_folders_still_writes_once(
+    store: FolderStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither renameat2, nor hard links, nor fsync of a folder (exFAT, SMB, FUSE): once only all the same."""
+    fsync = os.fsync
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no folders here")
+        fsync(descriptor)
+
+    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "fsync", only_files)
+    slow = FolderStore(root, durable=True)
+    slow.put("a", b"first", if_none_match=True)
+    with pytest.raises(PreconditionFailed):
+        slow.put("a", b"second", if_none_match=True)
+    assert slow.get("a") == b"first"
+    assert [path.name for path in root.iterdir()] == ["a"]

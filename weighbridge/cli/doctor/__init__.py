@@ -5,17 +5,23 @@ A check is a generator of findings; it raises what the part raises, and the mess
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weighbridge import terminal
 from weighbridge.cli import output, session
+from weighbridge.cli.doctor.advice import advice
 from weighbridge.cli.doctor.finding import Finding
-from weighbridge.cli.exits import Exit, Failed
+from weighbridge.cli.exits import Exit
 from weighbridge.cli.session import Session
+
+if TYPE_CHECKING:
+    from weighbridge.cli.doctor.roles import Role
 
 Check = Callable[[Session], Iterator[Finding]]
 
@@ -29,14 +35,22 @@ def doctor(
     only: Annotated[
         list[str] | None, typer.Option(help="Only this part: storage, broker, database, registry, hosts; repeatable.")
     ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask of the stores only what this one needs: daemon, worker, registry, publish; repeatable."),
+    ] = None,
     json: session.Json = False,
 ) -> None:
     """Check storage, broker, database, registry and hosts; say what to fix. Exit 1 if anything is wrong.
 
-    Example: weighbridge doctor --only storage --only broker
+    The stores are asked for every call that this installation makes, on a scratch object. Where processes have keys of
+    their own, name whose these are: a daemon's need not write.
+
+    Examples: weighbridge doctor --only storage --only broker; weighbridge doctor --only storage --role daemon
     """
+    logging.getLogger("weighbridge").addHandler(logging.NullHandler())  # what the parts warn of becomes findings
     run = session.of(context)
-    checks = _checks()
+    checks = _checks(_roles(role or ()))
     if unknown := sorted(set(only or ()) - set(checks)):
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(checks)}", param_hint="--only")
     findings = [
@@ -61,36 +75,22 @@ def examine(part: str, check: Check, run: Session) -> Iterator[Finding]:
     except Exception as exc:
         if not terminal.is_expected(exc):
             raise
-        yield Finding(part, False, Redact()(str(exc)), _advice(exc))
+        yield Finding(part, False, Redact()(str(exc)), advice(exc))
 
 
-def _advice(error: Exception) -> str:
-    """What usually cures a kind of error; the message itself says where."""
-    from weighbridge.storage import errors
+def _roles(names: Collection[str]) -> list[Role]:
+    from weighbridge.cli.doctor.roles import Role
 
-    match error:
-        case Failed():
-            return ""
-        case errors.AccessDenied():
-            return "check storage.s3.access_key and secret_key, and that their policy allows list, get, put and delete"
-        case errors.BucketNotFound():
-            return "create the bucket or folder, or correct storage.url"
-        case errors.StorageFull():
-            return "free space or raise the quota; waiting work goes on by itself"
-        case errors.StorageUnavailable():
-            return "check storage.s3.endpoint_url, and that the store runs"
-        case ImportError():
-            return "install the extra that the message names"
-        case PermissionError():
-            return "set WEIGHBRIDGE_TOKEN to a token that allows it (`weighbridge token create`)"
-    return ""
+    if unknown := sorted(set(names) - set(Role)):
+        raise typer.BadParameter(f"no role {', '.join(unknown)}: choose from {', '.join(Role)}", param_hint="--role")
+    return [Role(name) for name in names]
 
 
-def _checks() -> dict[str, Check]:
+def _checks(asked: Collection[Role] = ()) -> dict[str, Check]:
     from weighbridge.cli.doctor import services, store
 
     return {
-        "storage": store.check,
+        "storage": partial(store.check, only=asked),
         "broker": services.broker,
         "database": services.database,
         "registry": services.registry,

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: whether it is well, in words, and what to do otherwise."""
+    """One thing that was looked at: whether it is well, in words, and what to do otherwise.
+
+    `permission` is the IAM action that is missing, `roles` say who needs it.
+    """
 
     part: str
     ok: bool
     what: str
     fix: str = ""
+    permission: str | None = None
+    roles: tuple[str, ...] = ()
