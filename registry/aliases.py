@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import catalog, events, versions
 from weighbridge.registry.db import Session, clock, insert_or_skip
 from weighbridge.registry.errors import Conflict, Invalid, NotFound, RevisionMismatch
 from weighbridge.registry.models import Alias
 
 _ROLLOUTS = frozenset({"champion", "previous"})
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{limits.ALIAS}}}")
 _NUMBER = re.compile(r"v?\d+", re.IGNORECASE)
 
 
@@ -36,6 +37,7 @@ def set_alias(
         raise RevisionMismatch(f"alias {name} of model {model}", expected_revision, found)
     before = row.number if row else None
     if row is None:
+        _check_room(tx, version.model_id, model)
         row = insert_or_skip(
             tx, Alias(model_id=version.model_id, name=name, number=version.number, updated_at=clock(tx))
         )
@@ -53,7 +55,7 @@ def set_alias(
         version=version.number,
         subject=f"alias:{name}",
         before={"number": before},
-        after={"number": version.number},
+        after={"alias": name, "number": version.number},
         actor=actor,
         reason=reason,
     )
@@ -72,7 +74,7 @@ def delete_alias(
         raise NotFound("alias", f"{name} of model {model}")
     if expected_revision is not None and expected_revision != row.revision:
         raise RevisionMismatch(f"alias {name} of model {model}", expected_revision, row.revision)
-    before = {"number": row.number}
+    before = {"alias": name, "number": row.number}
     tx.delete(row)
     tx.flush()
     events.record(tx, "alias.deleted", model=model, subject=f"alias:{name}", before=before, actor=actor, reason=reason)
@@ -82,7 +84,14 @@ def _check_name(name: str) -> None:
     if name in _ROLLOUTS:
         raise Conflict(f"alias {name} is moved by rollouts: start one of the version that you want there")
     if not _NAME.fullmatch(name) or name.lower() == "latest" or _NUMBER.fullmatch(name):
-        raise Invalid(f"alias {name[:80]!r}: letters, digits, '_' and '-'; not 'latest' and not a version number")
+        rule = f"up to {limits.ALIAS} letters, digits, '_' and '-'; not 'latest' and not a version number"
+        raise Invalid(f"alias {limits.quoted(name)}: {rule}")
+
+
+def _check_room(tx: Session, model_id: int, model: str) -> None:
+    count = select(func.count()).select_from(Alias).where(col(Alias.model_id) == model_id)
+    if tx.execute(count).scalar_one() >= limits.ALIASES:
+        raise Invalid(f"{model} has {limits.ALIASES} aliases, as many as there may be: delete one")
 
 
 def _locked(tx: Session, model_id: int, name: str) -> Alias | None:

@@ -77,13 +77,15 @@ def facts(tx: Session, version_id: int) -> dict[str, dict[str, Benchmark]]:
     return newest
 
 
-def listing(tx: Session, version_id: int) -> list[tuple[str, Benchmark]]:
-    """Every measurement of a version's variants, invalid ones and older artifacts' too, newest first."""
+def listing(tx: Session, version_id: int, *, skip: int = 0, limit: int | None = None) -> list[tuple[str, Benchmark]]:
+    """Measurements of a version's variants, invalid ones and older artifacts' too, newest first."""
     statement = (
         select(col(Variant.name), Benchmark)
         .join(Benchmark, col(Benchmark.variant_id) == col(Variant.id))
         .where(col(Variant.version_id) == version_id)
         .order_by(col(Benchmark.measured_at).desc(), col(Benchmark.id).desc())
+        .offset(skip)
+        .limit(limit)
     )
     return [(name, row) for name, row in tx.execute(statement)]
 

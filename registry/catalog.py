@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import select
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import events, identity
 from weighbridge.registry.db import Session, insert_or_skip
 from weighbridge.registry.errors import Invalid, NotFound
 from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Model, Version
 
-MAX_NAME = 255
-
 
 def check_name(name: str) -> None:
-    """Raise Invalid unless the name may be a model's: 1 to 255 characters, no `/`, no `:`, no control characters."""
-    if not name.strip() or len(name) > MAX_NAME or "/" in name or ":" in name or not name.isprintable():
-        raise Invalid(f"model name {name[:80]!r}: 1 to {MAX_NAME} printable characters without '/' and ':'")
+    """Raise Invalid unless the name may be a model's: not empty, no `/`, no `:`, no control characters."""
+    if not name.strip() or len(name) > limits.MODEL or "/" in name or ":" in name or not name.isprintable():
+        rule = f"1 to {limits.MODEL} printable characters without '/' and ':'"
+        raise Invalid(f"model name {limits.quoted(name)}: {rule}")
 
 
 def ensure(tx: Session, name: str, *, actor: str) -> Model:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import events
 from weighbridge.registry.db import Session, clock, insert_or_skip
 from weighbridge.registry.lifecycle import CheckpointState
@@ -45,6 +46,7 @@ def mark(
     actor: str = _READER,
 ) -> Checkpoint:
     """Write what was seen. An event tells a new state or reason; that the same was seen again is none."""
+    reason = limits.prose(reason)  # as it is stored: what was cut must not look like news at every look
     fields: dict[str, Any] = {"state": state, "reason": reason, "seen": seen, "proof": proof}
     row = lookup(tx, model, path, lock=True)
     if row is None:

@@ -132,11 +132,11 @@ class Client:
     def tensors(self, model: str, version: int | str, variant: str) -> list[VariantTensor]:
         """What became of every tensor of a variant."""
         path = f"{_version(model, version)}/variants/{quoted(variant)}/tensors"
-        return self._http.get_list(VariantTensor, path)
+        return list(self._http.pages(VariantTensor, path))
 
     def benchmarks(self, model: str, version: int | str = "latest") -> list[VariantBenchmark]:
         """Every measurement of a version's variants, newest first; `status` tells which are facts."""
-        return self._http.get_list(VariantBenchmark, f"{_version(model, version)}/benchmarks")
+        return list(self._http.pages(VariantBenchmark, f"{_version(model, version)}/benchmarks"))
 
     def import_benchmark(self, benchmark: Benchmark) -> list[VariantBenchmark]:
         """Record what was measured elsewhere, for every variant that has this artifact."""

@@ -25,8 +25,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 from sqlmodel import SQLModel
 
+from weighbridge.registry import columns
 from weighbridge.registry.clock import now
-from weighbridge.registry.errors import Unavailable
+from weighbridge.registry.errors import RegistryError, Unavailable
 
 __all__ = ["Database", "Session", "clock", "insert_into", "insert_or_skip", "now"]
 
@@ -115,6 +116,10 @@ class Database:
                 raise
             reason = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
             raise Unavailable(f"database {self.url_safe}: {reason}; {self._advice()}") from error
+        except exc.StatementError as error:  # a value that its column refused before SQL (registry.columns)
+            if isinstance(error.orig, RegistryError):
+                raise error.orig from None
+            raise
 
     def _advice(self) -> str:
         if self.dialect == "sqlite":
@@ -143,6 +148,7 @@ class _Turns:
 
 def _sqlite_engine(url: str, *, memory: bool) -> Engine:
     arguments: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS, "check_same_thread": False}}
+    arguments |= {"json_serializer": columns.dumps, "json_deserializer": columns.loads}
     engine = create_engine(url, **arguments, **({"poolclass": StaticPool} if memory else {}))
 
     # `synchronous` stays FULL: a commit that was answered also survives a power cut, for an fsync each.
@@ -169,7 +175,13 @@ def _use_wal(connection: Any) -> None:
 
 
 def _postgresql_engine(url: str) -> Engine:
-    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS})
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT_SECONDS},
+        json_serializer=columns.dumps,
+        json_deserializer=columns.loads,
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:

@@ -46,6 +46,13 @@ class Invalid(RegistryError, ValueError):
     code = "invalid"
 
 
+class Malformed(Invalid):
+    """What was sent cannot be read at all: no JSON, or JSON beyond what is read; a number of thousands of digits."""
+
+    status = 400
+    code = "malformed"
+
+
 class InvalidRecipe(Invalid):
     """`recipe.yaml` is wrong; the message names lines and fields."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import leases
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.models import Event
@@ -32,16 +33,16 @@ def record(
     actor: str,
     reason: str = "",
 ) -> None:
-    """Write an event in the transaction of the change that it tells."""
+    """Write an event in the transaction of the change that it tells. A long subject or actor is cut."""
     tx.add(
         Event(
             kind=kind,
             model=model,
             version=version,
-            subject=subject,
+            subject=limits.cut(subject, limits.SUBJECT),
             before=dict(before or {}),
             after=dict(after or {}),
-            actor=actor,
+            actor=limits.cut(actor, limits.ACTOR),
             reason=reason,
         )
     )

@@ -176,7 +176,7 @@ def unmet(needs: Mapping[str, Any], capable: Mapping[str, Any]) -> str:
         for what in ("device", "kind")
         if what in needs and capable.get(what) != needs[what]
     ]
-    memory = needs.get("memory", 0)
+    memory = needs.get("memory") or 0
     if memory > (has := capable.get("memory") or 0):
         lacks.append(f"{memory:,} bytes of memory, it has {has:,}")
     return "; ".join(lacks)

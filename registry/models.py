@@ -16,12 +16,13 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
-    Text,
     UniqueConstraint,
     text,
 )
 from sqlmodel import Field, SQLModel
 
+from weighbridge import limits
+from weighbridge.registry import columns
 from weighbridge.registry.clock import now
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT
 
@@ -47,8 +48,12 @@ def _json(default: type = dict) -> Any:
     return Field(default_factory=default, sa_column=Column(JSON, nullable=False))
 
 
-def _text(default: str = "") -> Any:
-    return Field(default=default, sa_column=Column(Text, nullable=False))
+def _named(most: int) -> Any:
+    return columns.Named(most)
+
+
+def _prose() -> Any:
+    return Field(default="", sa_column=Column(columns.Prose, nullable=False))
 
 
 def _bytes() -> Any:
@@ -65,8 +70,8 @@ class Model(SQLModel, table=True):
 
     __tablename__ = "model"
     id: int | None = Field(default=None, primary_key=True)
-    name: str = Field(unique=True, max_length=255)
-    description: str = _text()
+    name: str = Field(unique=True, sa_type=_named(limits.MODEL))
+    description: str = _prose()
     next_version: int = Field(default=1)
     revision: int = Field(default=1)
     created_at: float = _time()
@@ -79,9 +84,9 @@ class Recipe(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("model_id", "digest"),)
     id: int | None = Field(default=None, primary_key=True)
     model_id: int = Field(foreign_key="model.id", index=True)
-    digest: str = Field(max_length=64)
+    digest: str = Field(sa_type=_named(limits.ID))
     """Of the text and of the policy that it was merged with: a new policy makes a new revision."""
-    text: str | None = Field(default=None, sa_column=Column(Text))
+    text: str | None = Field(default=None, sa_column=Column(columns.Exact(limits.RECIPE)))
     """None: there is no recipe; the policy alone judges."""
     effective: dict[str, Any] = _json()
     """The recipe after the policy (registry.recipe.Recipe): what judges the versions that pin this revision."""
@@ -96,13 +101,13 @@ class Checkpoint(SQLModel, table=True):
     __tablename__ = "checkpoint"
     __table_args__ = (UniqueConstraint("model", "path"),)
     id: int | None = Field(default=None, primary_key=True)
-    model: str = Field(max_length=255, index=True)
+    model: str = Field(sa_type=_named(limits.MODEL), index=True)
     """The model's name; the model row itself is made with its first version."""
-    path: str = Field(max_length=1024)
-    state: str = Field(max_length=16, index=True)
-    proof: str = Field(default="", max_length=16)
-    reason: str = _text()
-    seen: str = Field(default="", max_length=64)
+    path: str = Field(sa_type=_named(limits.PATH))
+    state: str = Field(sa_type=_named(limits.SHORT), index=True)
+    proof: str = Field(default="", sa_type=_named(limits.SHORT))
+    reason: str = _prose()
+    seen: str = Field(default="", sa_type=_named(limits.ID))
     """Digest of the listing (keys, etags, sizes) that led to this state: the same listing is not looked at again."""
     revision: int = Field(default=1)
     created_at: float = _time()
@@ -125,14 +130,14 @@ class Version(SQLModel, table=True):
     model_id: int = Field(foreign_key="model.id")
     number: int
     checkpoint_id: int | None = Field(default=None, foreign_key="checkpoint.id", index=True)
-    path: str = Field(default="", max_length=1024)
-    status: str = Field(default="discovered", max_length=16, index=True)
-    reason: str = _text()
-    pins_digest: str = Field(max_length=64)
+    path: str = Field(default="", sa_type=_named(limits.PATH))
+    status: str = Field(default="discovered", sa_type=_named(limits.SHORT), index=True)
+    reason: str = _prose()
+    pins_digest: str = Field(sa_type=_named(limits.ID))
     """Of the pins that it was recorded with."""
-    idempotency_key: str | None = Field(default=None, max_length=255)
-    proof: str = Field(default="", max_length=16)
-    proof_reason: str = _text()
+    idempotency_key: str | None = Field(default=None, sa_type=_named(limits.NAME))
+    proof: str = Field(default="", sa_type=_named(limits.SHORT))
+    proof_reason: str = _prose()
     unproven: bool = Field(default=False)
     """Complete only by patience: barred from automatic rollout."""
     recipe_id: int | None = Field(default=None, foreign_key="recipe.id")
@@ -140,9 +145,9 @@ class Version(SQLModel, table=True):
     """The evaluation set at record time (storage.Ref as a dict), or None."""
     train_pin: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     """The training set (`train.safetensors`) at record time: for calibration and recovery; or None."""
-    source_digest: str | None = Field(default=None, max_length=64)
+    source_digest: str | None = Field(default=None, sa_type=_named(limits.ID))
     """BLAKE3 of the canonical list of (path, size, digest); filled by validation."""
-    weights: str | None = Field(default=None, max_length=64)
+    weights: str | None = Field(default=None, sa_type=_named(limits.ID))
     """Digest of the content of its weight files (storage.identity), once it was judged: no other version has it. A
     duplicate has none; what was read of it is in its facts."""
     duplicate_of: int | None = Field(default=None)
@@ -166,12 +171,12 @@ class CheckpointFile(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("version_id", "key"),)
     id: int | None = Field(default=None, primary_key=True)
     version_id: int = Field(foreign_key="version.id", index=True)
-    key: str = Field(max_length=1024)
+    key: str = Field(sa_type=_named(limits.PATH))
     size: int = _bytes()
-    etag: str = Field(max_length=255)
-    object_version: str | None = Field(default=None, max_length=255)
-    modified: str = Field(default="", max_length=40)
-    digest: str | None = Field(default=None, max_length=64)
+    etag: str = Field(sa_type=_named(limits.ETAG))
+    object_version: str | None = Field(default=None, sa_type=_named(limits.ETAG))
+    modified: str = Field(default="", sa_type=_named(40))
+    digest: str | None = Field(default=None, sa_type=_named(limits.ID))
 
 
 class Variant(SQLModel, table=True):
@@ -181,10 +186,10 @@ class Variant(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("version_id", "name"),)
     id: int | None = Field(default=None, primary_key=True)
     version_id: int = Field(foreign_key="version.id", index=True)
-    name: str = Field(max_length=64)
-    status: str = Field(default="pending", max_length=16)
-    reason: str = _text()
-    artifact_digest: str | None = Field(default=None, max_length=64, index=True)
+    name: str = Field(sa_type=_named(limits.ID))
+    status: str = Field(default="pending", sa_type=_named(limits.SHORT))
+    reason: str = _prose()
+    artifact_digest: str | None = Field(default=None, sa_type=_named(limits.ID), index=True)
     wish: dict[str, Any] = _json()
     """How to build it (registry.recipe.VariantWish); empty for the original."""
     facts: dict[str, Any] = _json()
@@ -202,10 +207,10 @@ class VariantTensor(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     variant_id: int = Field(foreign_key="variant.id")
     judgement: int = Field(default=1)
-    name: str = Field(max_length=1024)
-    action: str = Field(max_length=64)
+    name: str = Field(sa_type=_named(limits.TENSOR))
+    action: str = Field(sa_type=_named(limits.ID))
     """`int8 per row`, `int4 groups of 32`, `pruned 90%`, `cast to bf16`, `kept` …"""
-    reason: str = _text()
+    reason: str = _prose()
     """Why it was kept; empty where it was changed as asked."""
     bytes_in: int = _bytes()
     bytes_out: int = _bytes()
@@ -220,14 +225,14 @@ class Benchmark(SQLModel, table=True):
     __table_args__ = (Index("ix_benchmark_variant_kind", "variant_id", "kind"),)
     id: int | None = Field(default=None, primary_key=True)
     variant_id: int = Field(foreign_key="variant.id")
-    artifact_digest: str = Field(max_length=64)
+    artifact_digest: str = Field(sa_type=_named(limits.ID))
     """What was measured: a variant that was built anew needs a new measurement."""
-    kind: str = Field(max_length=64)
+    kind: str = Field(sa_type=_named(limits.ID))
     """Hardware fingerprint (engines.hardware.Hardware.kind)."""
     hardware: dict[str, Any] = _json()
-    status: str = Field(max_length=16)
+    status: str = Field(sa_type=_named(limits.SHORT))
     """valid | invalid_noisy: the latter holds no comparison and is never a fact."""
-    reason: str = _text()
+    reason: str = _prose()
     p50: float | None = _time(nullable=True)
     """Seconds for one request of one row, SingleStream."""
     p99: float | None = _time(nullable=True)
@@ -248,15 +253,15 @@ class Benchmark(SQLModel, table=True):
     throughput_high: float | None = _time(nullable=True)
     spread: float | None = _time(nullable=True)
     """What two runs of one program may differ by here, as a share: ratios within 1 ± spread are no difference."""
-    finding: str = Field(default="", max_length=16)
+    finding: str = Field(default="", sa_type=_named(limits.SHORT))
     """faster | slower | same: the SingleStream latency against the original."""
-    contended: str = _text()
+    contended: str = _prose()
     """What else took the machine meanwhile; empty: nothing. Else only the ratios and the memory are facts."""
     rows: list[Any] = _json(list)
     """schemas.BenchmarkRow: every scenario, mode, batch and concurrency that was measured."""
     environment: dict[str, Any] = _json()
     """Versions, threads, contention, clocks."""
-    source: str = Field(default="", max_length=255)
+    source: str = Field(default="", sa_type=_named(limits.NAME))
     """The worker that measured it, or who imported it."""
     measured_at: float = _time()
 
@@ -265,10 +270,10 @@ class WorkerNode(SQLModel, table=True):
     """A worker as it last said what it can do: decides where jobs that need a device can go at all."""
 
     __tablename__ = "worker"
-    owner: str = Field(primary_key=True, max_length=255)
-    machine: str = Field(default="", max_length=255)
+    owner: str = Field(primary_key=True, sa_type=_named(limits.NAME))
+    machine: str = Field(default="", sa_type=_named(limits.NAME))
     queues: list[str] = _json(list)
-    kind: str = Field(default="", max_length=64, index=True)
+    kind: str = Field(default="", sa_type=_named(limits.ID), index=True)
     hardware: dict[str, Any] = _json()
     seen_at: float = _time()
 
@@ -277,7 +282,7 @@ class Blob(SQLModel, table=True):
     """A blob that some artifact needs: hosts may fetch what is listed here for their assignments."""
 
     __tablename__ = "blob"
-    digest: str = Field(primary_key=True, max_length=64)
+    digest: str = Field(primary_key=True, sa_type=_named(limits.ID))
     size: int = _bytes()
     created_at: float = _time()
 
@@ -286,8 +291,8 @@ class ArtifactBlob(SQLModel, table=True):
     """Which blobs an artifact is made of, itself included: decides what a host may fetch."""
 
     __tablename__ = "artifact_blob"
-    artifact_digest: str = Field(primary_key=True, max_length=64)
-    blob_digest: str = Field(primary_key=True, max_length=64, foreign_key="blob.digest", index=True)
+    artifact_digest: str = Field(primary_key=True, sa_type=_named(limits.ID))
+    blob_digest: str = Field(primary_key=True, sa_type=_named(limits.ID), foreign_key="blob.digest", index=True)
 
 
 class Template(SQLModel, table=True):
@@ -295,9 +300,9 @@ class Template(SQLModel, table=True):
 
     __tablename__ = "template"
     id: int | None = Field(default=None, primary_key=True)
-    name: str = Field(unique=True, max_length=255)
-    digest: str = Field(max_length=64)
-    fingerprint: str = Field(max_length=64, index=True)
+    name: str = Field(unique=True, sa_type=_named(limits.NAME))
+    digest: str = Field(sa_type=_named(limits.ID))
+    fingerprint: str = Field(sa_type=_named(limits.ID), index=True)
     parameters: dict[str, Any] = _json()
     inputs: list[Any] = _json(list)
     outputs: list[Any] = _json(list)
@@ -311,11 +316,11 @@ class Metric(SQLModel, table=True):
     __table_args__ = (Index("ix_metric_variant_name", "variant_id", "name"),)
     id: int | None = Field(default=None, primary_key=True)
     variant_id: int = Field(foreign_key="variant.id")
-    name: str = Field(max_length=64)
+    name: str = Field(sa_type=_named(limits.ID))
     value: float = Field(sa_column=Column(Double, nullable=False))
-    unit: str = Field(default="", max_length=32)
-    slice: str = Field(default="", max_length=64)
-    dataset_digest: str = Field(default="", max_length=64)
+    unit: str = Field(default="", sa_type=_named(limits.UNIT))
+    slice: str = Field(default="", sa_type=_named(limits.ID))
+    dataset_digest: str = Field(default="", sa_type=_named(limits.ID))
     judgement: int = Field(default=1)
     created_at: float = _time()
 
@@ -326,11 +331,11 @@ class GateResult(SQLModel, table=True):
     __tablename__ = "gate_result"
     id: int | None = Field(default=None, primary_key=True)
     variant_id: int = Field(foreign_key="variant.id", index=True)
-    gate: str = Field(max_length=128)
-    verdict: str = Field(max_length=16)
+    gate: str = Field(sa_type=_named(128))
+    verdict: str = Field(sa_type=_named(limits.SHORT))
     observed: float | None = _time(nullable=True)
     limit: float | None = _time(nullable=True)
-    reason: str = _text()
+    reason: str = _prose()
     judgement: int = Field(default=1)
     created_at: float = _time()
 
@@ -341,7 +346,7 @@ class Alias(SQLModel, table=True):
     __tablename__ = "alias"
     __table_args__ = (ForeignKeyConstraint(["model_id", "number"], ["version.model_id", "version.number"]),)
     model_id: int = Field(primary_key=True, foreign_key="model.id")
-    name: str = Field(primary_key=True, max_length=255)
+    name: str = Field(primary_key=True, sa_type=_named(limits.ALIAS))
     number: int
     revision: int = Field(default=1)
     updated_at: float = _time()
@@ -353,8 +358,8 @@ class Tag(SQLModel, table=True):
     __tablename__ = "tag"
     model_id: int = Field(primary_key=True, foreign_key="model.id")
     number: int = Field(primary_key=True, default=0)
-    key: str = Field(primary_key=True, max_length=255)
-    value: str = _text()
+    key: str = Field(primary_key=True, sa_type=_named(limits.TAG_KEY))
+    value: str = Field(default="", sa_column=Column(columns.Exact(limits.TAG_VALUE), nullable=False))
 
 
 class Job(SQLModel, table=True):
@@ -366,17 +371,17 @@ class Job(SQLModel, table=True):
         Index("ix_job_subject", "subject_type", "subject_id"),
     )
     id: int | None = Field(default=None, primary_key=True)
-    key: str = Field(unique=True, max_length=255)
+    key: str = Field(unique=True, sa_type=_named(limits.NAME))
     """`version:17:validate:1`, `rollout:4:step:3`: what makes a job once-only."""
-    subject_type: str = Field(max_length=16)
+    subject_type: str = Field(sa_type=_named(limits.SHORT))
     subject_id: int
-    stage: str = Field(max_length=32)
-    part: str = Field(default="", max_length=64)
+    stage: str = Field(sa_type=_named(limits.UNIT))
+    part: str = Field(default="", sa_type=_named(limits.ID))
     """Which part of the stage: a shard's number, or the kind of device to measure on."""
-    queue: str = Field(max_length=96)
+    queue: str = Field(sa_type=_named(96))
     needs: dict[str, Any] = _json()
     """What the worker must have: {"device": "cuda", "kind": …, "memory": bytes}."""
-    state: str = Field(default="queued", max_length=16)
+    state: str = Field(default="queued", sa_type=_named(limits.SHORT))
     attempt: int = Field(default=0)
     max_attempts: int = Field(default=3)
     deaths: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
@@ -384,12 +389,12 @@ class Job(SQLModel, table=True):
     not_before: float = Field(default=0.0, sa_column=Column(Double, nullable=False))
     sent_at: float | None = _time(nullable=True)
     """When it was last handed to the broker; None: not yet, or not since it was queued again."""
-    lease_owner: str | None = Field(default=None, max_length=255)
+    lease_owner: str | None = Field(default=None, sa_type=_named(limits.NAME))
     lease_until: float | None = _time(nullable=True)
     progress: float = Field(default=0.0)
     """0 to 1, for people to look at."""
-    verdict: str | None = Field(default=None, max_length=16)
-    reason: str = _text()
+    verdict: str | None = Field(default=None, sa_type=_named(limits.SHORT))
+    reason: str = _prose()
     outcome: dict[str, Any] = _json()
     created_at: float = _time()
     started_at: float | None = _time(nullable=True)
@@ -410,16 +415,16 @@ class Event(SQLModel, table=True):
     )
     id: int | None = Field(default=None, sa_column=Column(_BIG_ID, primary_key=True))
     seq: int | None = Field(default=None, sa_column=Column(BigInteger, unique=True))
-    kind: str = Field(max_length=64, index=True)
+    kind: str = Field(sa_type=_named(limits.ID), index=True)
     """`version.recorded`, `version.ready`, `rollout.step`, `host.enrolled`, …: subject dot past tense."""
-    model: str | None = Field(default=None, max_length=255, index=True)
+    model: str | None = Field(default=None, sa_type=_named(limits.MODEL), index=True)
     version: int | None = Field(default=None)
-    subject: str = Field(default="", max_length=64)
+    subject: str = Field(default="", sa_type=_named(limits.SUBJECT))
     """`version:17`, `rollout:4`, `host:ab12`."""
     before: dict[str, Any] = _json()
     after: dict[str, Any] = _json()
-    actor: str = Field(default="", max_length=255)
-    reason: str = _text()
+    actor: str = Field(default="", sa_type=_named(limits.ACTOR))
+    reason: str = _prose()
     created_at: float = _time()
 
 
@@ -427,14 +432,14 @@ class Host(SQLModel, table=True):
     """One inference server on one machine. A newer epoch fences an older process of the same host."""
 
     __tablename__ = "host"
-    id: str = Field(primary_key=True, max_length=64)
-    name: str = Field(default="", max_length=255)
-    url: str = Field(default="", max_length=1024)
+    id: str = Field(primary_key=True, sa_type=_named(limits.ID))
+    name: str = Field(default="", sa_type=_named(limits.NAME))
+    url: str = Field(default="", sa_type=_named(limits.PATH))
     """Where it serves the inference protocol; informative."""
     labels: dict[str, Any] = _json()
     device: dict[str, Any] = _json()
     epoch: int = Field(default=0)
-    state: str = Field(default="enrolled", max_length=16)
+    state: str = Field(default="enrolled", sa_type=_named(limits.SHORT))
     """enrolled | retired"""
     desired_revision: int = Field(default=0)
     """Grows with every change of its assignments: what the long poll waits for."""
@@ -446,7 +451,7 @@ class Assignment(SQLModel, table=True):
     """What a host should hold of a model, and what it says that it holds."""
 
     __tablename__ = "assignment"
-    host_id: str = Field(primary_key=True, max_length=64, foreign_key="host.id")
+    host_id: str = Field(primary_key=True, sa_type=_named(limits.ID), foreign_key="host.id")
     model_id: int = Field(primary_key=True, foreign_key="model.id")
     generation: int = Field(default=1)
     slots: list[Any] = _json(list)
@@ -461,7 +466,7 @@ class Assignment(SQLModel, table=True):
     input_errors: int = _counted()
     refused: int = _counted()
     """As schemas.Interval counts them."""
-    last_interval: str = Field(default="", max_length=64)
+    last_interval: str = Field(default="", sa_type=_named(limits.ID))
     assigned_at: float = _time()
     live_at: float | None = _time(nullable=True)
     """When the host first reported this generation live."""
@@ -483,7 +488,7 @@ class Rollout(SQLModel, table=True):
     )
     id: int | None = Field(default=None, primary_key=True)
     model_id: int = Field(foreign_key="model.id", index=True)
-    fleet: str = Field(default="{}", max_length=1024)
+    fleet: str = Field(default="{}", sa_type=_named(limits.PATH))
     """Canonical JSON of the labels that choose its hosts."""
     number: int
     """The version that is rolled out."""
@@ -494,8 +499,8 @@ class Rollout(SQLModel, table=True):
     """The champion when it started: what a roll back returns to. None: nothing served before."""
     from_variants: dict[str, Any] = _json()
     """What each kind of host had of `from_number`, in the same form; empty when nothing served."""
-    status: str = Field(default="running", max_length=16, index=True)
-    reason: str = _text()
+    status: str = Field(default="running", sa_type=_named(limits.SHORT), index=True)
+    reason: str = _prose()
     settings: dict[str, Any] = _json()
     """recipe.RolloutSettings at its start: a later recipe does not change a rollout under way."""
     wave: int = Field(default=0)
@@ -505,7 +510,7 @@ class Rollout(SQLModel, table=True):
     """What next_step carries between steps: wave hosts, bake start, lost hosts; the judge's floats later."""
     request: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     """A person's wish not yet acted on: {verb, actor, reason}."""
-    actor: str = Field(default="", max_length=255)
+    actor: str = Field(default="", sa_type=_named(limits.ACTOR))
     revision: int = Field(default=1)
     created_at: float = _time()
     finished_at: float | None = _time(nullable=True)
@@ -519,10 +524,10 @@ class RolloutStep(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     rollout_id: int = Field(foreign_key="rollout.id", index=True)
     number: int
-    action: str = Field(max_length=32)
+    action: str = Field(sa_type=_named(limits.UNIT))
     detail: dict[str, Any] = _json()
     observations: dict[str, Any] = _json()
-    actor: str = Field(default="", max_length=255)
+    actor: str = Field(default="", sa_type=_named(limits.ACTOR))
     created_at: float = _time()
 
 
@@ -531,10 +536,10 @@ class Token(SQLModel, table=True):
 
     __tablename__ = "token"
     id: int | None = Field(default=None, primary_key=True)
-    hash: str = Field(unique=True, max_length=64)
-    role: str = Field(max_length=16)
-    name: str = Field(default="", max_length=255)
-    host_id: str | None = Field(default=None, max_length=64)
+    hash: str = Field(unique=True, sa_type=_named(limits.ID))
+    role: str = Field(sa_type=_named(limits.SHORT))
+    name: str = Field(default="", sa_type=_named(limits.NAME))
+    host_id: str | None = Field(default=None, sa_type=_named(limits.ID))
     expires_at: float | None = _time(nullable=True)
     used_at: float | None = _time(nullable=True)
     revoked_at: float | None = _time(nullable=True)
@@ -545,7 +550,7 @@ class Lease(SQLModel, table=True):
     """What must be single among equal daemons. `epoch` grows with every change of owner and fences the old one."""
 
     __tablename__ = "lease"
-    name: str = Field(primary_key=True, max_length=64)
-    owner: str = Field(default="", max_length=255)
+    name: str = Field(primary_key=True, sa_type=_named(limits.ID))
+    owner: str = Field(default="", sa_type=_named(limits.NAME))
     epoch: int = Field(default=0)
     until: float = Field(default=0.0, sa_column=Column(Double, nullable=False))

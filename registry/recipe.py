@@ -6,6 +6,7 @@ for more: `effective` names what it ignored.
 
 from __future__ import annotations
 
+import json
 import operator
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -14,26 +15,27 @@ import yaml
 from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from weighbridge import limits
 from weighbridge.registry.errors import InvalidRecipe
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TensorWish(_Strict):
     """An input or output of a factory's program; templates carry their own."""
 
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
+    name: limits.Name
+    datatype: limits.Id
+    shape: tuple[Annotated[int, Field(ge=-1, le=limits.COUNT)], ...]
 
 
 class ProgramWish(_Strict):
     """The program the weights belong to: a registered template's name, or an allow-listed `package.module:factory`."""
 
-    template: str | None = None
-    factory: str | None = None
+    template: limits.Name | None = None
+    factory: limits.Name | None = None
 
     @model_validator(mode="after")
     def _one(self) -> ProgramWish:
@@ -54,9 +56,9 @@ class Gate(_Strict):
     """A rule on a metric. `min`, `max`: bounds. `max_drop`: how much less than the champion, on one evaluation set."""
 
     metric: MetricName | Literal["tensors.zero_tail"]
-    min: float | None = None
-    max: float | None = None
-    max_drop: Annotated[float, Field(ge=0)] | None = None
+    min: Magnitude | None = None
+    max: Magnitude | None = None
+    max_drop: Annotated[Magnitude, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _some(self) -> Gate:
@@ -69,17 +71,32 @@ class Gate(_Strict):
 
 def _wave(value: int | str) -> int | str:
     if isinstance(value, int):
-        if value < 1:
-            raise ValueError("a wave has at least one host")
+        if not 0 < value <= limits.COUNT:
+            raise ValueError("a wave has at least one host, and no more than anybody has")
         return value
     number = value.removesuffix("%")
-    if number == value or not number.isdigit() or not 0 < int(number) <= 100:
+    if (
+        number == value
+        or not (number.isascii() and number.isdigit() and len(number) <= 3)
+        or not 0 < int(number) <= 100
+    ):
         raise ValueError("a wave is a count of hosts (1) or a share of the fleet ('25%')")
     return value
 
 
+def _fleet(labels: dict[str, str]) -> dict[str, str]:
+    """A fleet is named by its labels in one column."""
+    if len(json.dumps(labels, ensure_ascii=False)) > limits.PATH:
+        raise ValueError(f"the labels have more than {limits.PATH} characters together")
+    return labels
+
+
 Wave = Annotated[int | str, AfterValidator(_wave)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_WEEK = 7 * 86400
+Seconds = Annotated[float, Field(gt=0, le=_WEEK)]
+Magnitude = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""A metric or a bound of one: what arithmetic with others of its kind leaves finite."""
 
 
 class RolloutSettings(_Strict):
@@ -91,20 +108,20 @@ class RolloutSettings(_Strict):
     """Start by itself also when weights that are known come again: the version that they are is rolled out."""
     approval: bool = False
     """Wait for a person's `approve` before the first wave."""
-    fleet: dict[str, str] = Field(default_factory=dict)
+    fleet: Annotated[limits.Labels, AfterValidator(_fleet)] = Field(default_factory=dict)
     """Labels that a host must carry; empty: every host."""
-    waves: tuple[Wave, ...] = (1, "100%")
-    bake: Annotated[float, Field(ge=0, le=7 * 86400)] = 30.0
+    waves: Annotated[tuple[Wave, ...], Field(max_length=100)] = (1, "100%")
+    bake: Annotated[float, Field(ge=0, le=_WEEK)] = 30.0
     """How long a wave must stay healthy before the next."""
     max_error_rate: Share = 0.01
     """The absolute limit of failed requests, per host of the wave, during the bake."""
-    min_requests: Annotated[int, Field(ge=0)] = 20
+    min_requests: limits.Count = 20
     """Below this many requests a host's error rate decides nothing."""
-    lost_after: Annotated[float, Field(gt=0)] = 60.0
+    lost_after: Seconds = 60.0
     """A host silent for this long leaves the wave and is reported."""
-    max_lost: Annotated[int, Field(ge=0)] = 0
+    max_lost: limits.Count = 0
     """More lost hosts than this: hold."""
-    load_timeout: Annotated[float, Field(gt=0)] = 600.0
+    load_timeout: Seconds = 600.0
     """A host that has not the new version live after this long fails the wave."""
 
 
@@ -114,9 +131,9 @@ class OutputQuality(_Strict):
 
     min_top1: Share | None = None
     """Least share of rows whose largest score, or of whole numbers that, stay the same."""
-    max_kl_mean: Annotated[float, Field(ge=0)] | None = None
+    max_kl_mean: Annotated[Magnitude, Field(ge=0)] | None = None
     """Most mean Kullback-Leibler divergence, in nats."""
-    max_error: Annotated[float, Field(ge=0)] | None = None
+    max_error: Annotated[Magnitude, Field(ge=0)] | None = None
     """Most root mean square of the difference, as a share of what the output varies by."""
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
 
@@ -137,12 +154,12 @@ class Quality(_Strict):
     """Of the one-sided bound."""
     min_top1: Share | None = None
     """Least share of rows (tokens) whose largest output stays the same."""
-    max_kl_mean: Annotated[float, Field(ge=0)] | None = None
+    max_kl_mean: Annotated[Magnitude, Field(ge=0)] | None = None
     """Most mean Kullback-Leibler divergence of the softmax of the outputs, in nats."""
-    max_kl_p99: Annotated[float, Field(ge=0)] | None = None
+    max_kl_p99: Annotated[Magnitude, Field(ge=0)] | None = None
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Least mean cosine between the original's output vectors and the variant's."""
-    outputs: dict[str, OutputQuality] = Field(default_factory=dict)
+    outputs: Annotated[dict[limits.Name, OutputQuality], Field(max_length=limits.LABELS)] = Field(default_factory=dict)
     """By output: bounds beside the metric's, and those of every other output in place of the defaults."""
 
 
@@ -150,14 +167,14 @@ class Recovery(_Strict):
     """Fine-tune after pruning, or with quantization in the loop, on the recipe's training set. Steps of AdamW."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
-    batch: Annotated[int, Field(ge=1)] = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    batch: Annotated[limits.Count, Field(ge=1)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.01
     distill: Share = 0.5
     """Share of the loss that follows the original's outputs; the rest follows the labels."""
     ranks: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes of one torchrun, each on its own device or share of the processors."""
-    seed: int = 0
+    seed: limits.Count = 0
 
 
 Method = Literal[
@@ -197,10 +214,10 @@ class VariantWish(_Strict):
     """Weights that share a scale, where the method has groups."""
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the weights (prune-channels: of the channels) to remove."""
-    skip: tuple[str, ...] = ()
+    skip: Annotated[tuple[Annotated[str, Field(max_length=limits.TENSOR)], ...], Field(max_length=limits.ENTRIES)] = ()
     """Patterns of layers that stay as they are (`lm_head`, `*.0`)."""
     calibration_rows: Annotated[int, Field(ge=1, le=65536)] = 256
-    max_ratio: Annotated[float, Field(gt=0)] | None = None
+    max_ratio: Annotated[Magnitude, Field(gt=0)] | None = None
     """Most bytes of weights, as a share of the original's; missing it fails the variant. None: what the method
     promises for the tensors that it can change."""
     recover: Recovery | None = None
@@ -237,11 +254,11 @@ class Objective(_Strict):
 
     best: Literal["latency", "throughput", "memory", "quality"] = "latency"
     """latency: lowest p99, SingleStream; throughput: most rows a second, Offline; memory: least peak bytes."""
-    max_p99: Annotated[float, Field(gt=0)] | None = None
+    max_p99: Seconds | None = None
     """Seconds."""
-    min_throughput: Annotated[float, Field(gt=0)] | None = None
+    min_throughput: Annotated[Magnitude, Field(gt=0)] | None = None
     """Rows a second."""
-    max_memory: Annotated[int, Field(gt=0)] | None = None
+    max_memory: Annotated[limits.Bytes, Field(gt=0)] | None = None
     """Bytes."""
 
 
@@ -262,9 +279,9 @@ class Recipe(_Strict):
     """fast: ready after validation; evaluation runs behind the rollout and can roll it back."""
     task: Task = "classification"
     """What the evaluation set measures."""
-    output: str | None = None
+    output: limits.Name | None = None
     """The output that it measures. None: the only one that fits the task and the labels, or is named like it."""
-    threshold: float | None = None
+    threshold: Magnitude | None = None
     """Of a classification by one number a row: class 1 above it. None: 0.5 for probabilities, 0 for logits."""
     gates: tuple[Gate, ...] = ()
     variants: Annotated[tuple[VariantWish, ...], Field(max_length=32), AfterValidator(_distinct)] = ()
@@ -305,10 +322,10 @@ class Policy(_Strict):
     approval: bool = False
     fast_lane: bool = True
     """Whether recipes may ask for the fast lane."""
-    min_bake: float = 0.0
+    min_bake: Annotated[float, Field(ge=0, le=_WEEK)] = 0.0
     """Seconds."""
     max_error_rate: Share = 1.0
-    max_lost: int | None = None
+    max_lost: limits.Count | None = None
     """The most lost hosts that a recipe may allow; None: no bound."""
     min_keep: Share = 0.0
     """The least `quality.keep` that a recipe may ask of its variants."""
@@ -429,6 +446,8 @@ def parse(text: str | bytes, *, name: str = "recipe.yaml") -> Recipe:
         mark = getattr(exc, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise InvalidRecipe(f"{name}{where}: {getattr(exc, 'problem', None) or exc}") from exc
+    except ValueError as exc:  # a number of thousands of digits, the 99th of a month
+        raise InvalidRecipe(f"{name}: {limits.cut(str(exc), limits.QUOTED)}") from exc
     if data is None:
         return Recipe()
     if not isinstance(data, dict):
@@ -437,26 +456,35 @@ def parse(text: str | bytes, *, name: str = "recipe.yaml") -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as exc:
         problems = [
-            f"{name} line {_line(node, error['loc'])}: {'.'.join(map(str, error['loc']))}: {error['msg']}"
+            f"{name} line {_line(node, error['loc'])}: {_field(error['loc'])}: {error['msg']}"
             for error in exc.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise InvalidRecipe("; ".join(problems)) from exc
 
 
-_MAX_CHARACTERS, _MAX_DEPTH = 64 << 10, 16
+_MAX_DEPTH = 16
 
 
 def _refuse_bombs(text: str, name: str) -> None:
     """The bucket is untrusted: bound what YAML makes of a few bytes. Raises InvalidRecipe."""
-    if len(text) > _MAX_CHARACTERS:
-        raise InvalidRecipe(f"{name}: {len(text)} characters, a recipe has at most {_MAX_CHARACTERS}")
+    if len(text) > limits.RECIPE:
+        raise InvalidRecipe(f"{name}: {len(text)} characters, a recipe has at most {limits.RECIPE}")
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
             rule = f"nested deeper than {_MAX_DEPTH}" if depth > _MAX_DEPTH else "aliases (*name) are not read"
-            line = event.start_mark.line + 1 if event.start_mark else 0
-            raise InvalidRecipe(f"{name} line {line}: {rule}")
+            raise InvalidRecipe(f"{name} line {_mark(event)}: {rule}")
+        if isinstance(event, yaml.ScalarEvent) and not limits.is_storable(event.value):
+            raise InvalidRecipe(f"{name} line {_mark(event)}: a character that no text holds (NUL, half of a pair)")
+
+
+def _mark(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    return limits.cut(".".join(map(str, loc)), limits.QUOTED)
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:

@@ -240,10 +240,10 @@ def listing(
     return list(tx.scalars(query))
 
 
-def steps(tx: Session, rollout_id: int) -> list[RolloutStep]:
-    """Everything the rollout did, in order."""
-    query = select(RolloutStep).where(RolloutStep.rollout_id == rollout_id).order_by(col(RolloutStep.number))
-    return list(tx.scalars(query))
+def steps(tx: Session, rollout_id: int, *, newest: int | None = None) -> list[RolloutStep]:
+    """What the rollout did, in order; of many the `newest`."""
+    query = select(RolloutStep).where(RolloutStep.rollout_id == rollout_id).order_by(col(RolloutStep.number).desc())
+    return list(tx.scalars(query.limit(newest)))[::-1]
 
 
 def move(rollout: Rollout, status: RolloutStatus, reason: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weighbridge import limits
+
 T = TypeVar("T")
 
 
@@ -17,6 +19,13 @@ class Wire(BaseModel):
     """Unknown fields are ignored, so that an older client can talk to a newer registry."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Sent(Wire):
+    """What a caller sends: no infinities, and every text within `weighbridge.limits`. (Answers are not checked: they
+    may come from an older registry's rows.)"""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class Page(Wire, Generic[T]):
@@ -100,10 +109,10 @@ class BenchmarkRow(Wire):
 
     scenario: Literal["single_stream", "server", "offline", "closed"]
     mode: Literal["eager", "compiled", "cuda_graph", "onnxruntime"]
-    batch: int = 1
-    concurrency: int = 1
+    batch: int = Field(default=1, le=limits.COUNT)
+    concurrency: int = Field(default=1, le=limits.COUNT)
     rate: float | None = None
-    count: int
+    count: int = Field(le=limits.COUNT)
     """Requests measured."""
     p50: float
     p90: float
@@ -119,24 +128,24 @@ class BenchmarkRow(Wire):
     clock: Literal["wall", "cpu", "both", ""] = ""
     """What the ratio is of: time on the wall; beside other work time of a processor, or what both allow."""
     finding: Literal["faster", "slower", "same", ""] = ""
-    contended: str = ""
+    contended: limits.Prose = ""
     """What else took the machine meanwhile; then nothing but the ratio counts."""
-    histogram: dict[str, int] = {}
+    histogram: dict[limits.Id, limits.Count] = Field(default={}, max_length=limits.ENTRIES)
     """Latencies by upper bound in seconds, as text."""
 
 
 class Benchmark(Wire):
     """A variant measured on one kind of device beside the original; what models.Benchmark says of the fields."""
 
-    artifact_digest: str
-    kind: str
+    artifact_digest: limits.Id
+    kind: limits.Id
     hardware: dict[str, Any] = {}
     status: Literal["valid", "invalid_noisy"]
-    reason: str = ""
+    reason: limits.Prose = ""
     p50: float | None = None
     p99: float | None = None
     throughput: float | None = None
-    memory: int | None = None
+    memory: int | None = Field(default=None, le=limits.BYTES)
     energy: float | None = None
     load_seconds: float | None = None
     speedup: float | None = None
@@ -147,10 +156,10 @@ class Benchmark(Wire):
     throughput_high: float | None = None
     spread: float | None = None
     finding: Literal["faster", "slower", "same", ""] = ""
-    contended: str = ""
-    rows: list[BenchmarkRow] = []
+    contended: limits.Prose = ""
+    rows: list[BenchmarkRow] = Field(default=[], max_length=limits.ENTRIES)
     environment: dict[str, Any] = {}
-    source: str = ""
+    source: limits.Name = ""
     measured_at: datetime | None = None
     """None: now."""
 
@@ -256,14 +265,14 @@ class Alias(Wire):
     revision: int
 
 
-class AliasTarget(Wire):
+class AliasTarget(Sent):
     """What an alias shall point at."""
 
-    version: int
+    version: limits.Count
 
 
-class TagValue(Wire):
-    value: str = Field(default="", max_length=5000)
+class TagValue(Sent):
+    value: limits.TagText = ""
 
 
 class Checkpoint(Wire):
@@ -288,12 +297,12 @@ class Template(Wire):
     created_at: datetime
 
 
-class NewTemplate(Wire):
+class NewTemplate(Sent):
     """A template whose `.pt2` is uploaded already: its name, the digest of the file, and what the exporter recorded."""
 
-    name: str = Field(min_length=1, max_length=255)
+    name: limits.Name = Field(min_length=1)
     digest: str = Field(pattern="^[0-9a-f]{64}$")
-    fingerprint: str = Field(max_length=64)
+    fingerprint: limits.Id
     parameters: dict[str, Any]
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
@@ -315,14 +324,14 @@ class Event(Wire):
 # --- the host protocol (docs/host-protocol.md)
 
 
-class Enrolment(Wire):
+class Enrolment(Sent):
     """What a host says of itself. `id` is persisted by the host; empty at the very first start."""
 
-    id: str = ""
-    name: str
-    url: str = ""
+    id: limits.Id = ""
+    name: limits.Name
+    url: limits.Path = ""
     """Base URL where it serves the inference protocol."""
-    labels: dict[str, str] = {}
+    labels: limits.Labels = {}
     device: dict[str, Any] = {}
 
 
@@ -334,12 +343,12 @@ class Enrolled(Wire):
     token: str | None = None
 
 
-class Slot(Wire):
+class Slot(Sent):
     """One thing a host should hold: a version's variant, what it is for, and its share of the live traffic."""
 
-    version: int
-    variant: str
-    artifact: str
+    version: limits.Count
+    variant: limits.Id
+    artifact: limits.Id
     role: Literal["live", "standby"] = "live"
     weight: float = 1.0
     mirror: bool = False
@@ -360,46 +369,46 @@ class Desired(Wire):
     models: list[DesiredModel]
 
 
-class Interval(Wire):
+class Interval(Sent):
     """What a slot served between two reports; `id` grows within an epoch and deduplicates repeated reports."""
 
-    id: str
-    seconds: float
-    requests: int = 0
+    id: str = Field(max_length=limits.INTERVAL)
+    seconds: limits.Seconds
+    requests: limits.Count = 0
     """Those that say something about the version: not what is malformed, or never reached it."""
-    errors: int = 0
+    errors: limits.Count = 0
     """The version's own failures: its golden fails too, or it hangs."""
-    input_errors: int = 0
+    input_errors: limits.Count = 0
     """Failures that may lie in what was asked: inside the program while the golden holds, or not in time."""
-    refused: int = 0
+    refused: limits.Count = 0
     """Refusals by the version's contract: names, shapes, values, memory."""
-    latency: dict[str, int] = {}
+    latency: dict[limits.Id, limits.Count] = Field(default={}, max_length=limits.ENTRIES)
     """Counts by upper bound in seconds, as text; `+Inf` last."""
 
 
-class ObservedSlot(Wire):
-    version: int
-    variant: str
-    artifact: str
+class ObservedSlot(Sent):
+    version: limits.Count
+    variant: limits.Id
+    artifact: limits.Id
     state: Literal["pending", "pulling", "loading", "live", "standby", "draining", "failed"]
-    reason: str = ""
+    reason: limits.Prose = ""
     golden: Literal["unchecked", "passed", "failed"] = "unchecked"
     interval: Interval | None = None
 
 
-class ObservedModel(Wire):
-    model: str
-    generation: int
+class ObservedModel(Sent):
+    model: limits.ModelName
+    generation: limits.Count
     """The generation these slots are of."""
-    slots: list[ObservedSlot]
+    slots: list[ObservedSlot] = Field(max_length=limits.ENTRIES)
 
 
-class Observed(Wire):
+class Observed(Sent):
     """What a host holds. `epoch` fences: a report of an older process is refused with `stale-epoch`."""
 
-    epoch: int
-    models: list[ObservedModel]
-    memory: dict[str, float] = {}
+    epoch: limits.Count
+    models: list[ObservedModel] = Field(max_length=limits.ENTRIES)
+    memory: dict[limits.Id, float] = Field(default={}, max_length=limits.ENTRIES)
 
 
 class AssignmentView(Wire):
@@ -463,36 +472,36 @@ class Rollout(Wire):
     finished_at: datetime | None = None
 
 
-class RolloutStart(Wire):
+class RolloutStart(Sent):
     """Start a rollout by hand. Without `version` the newest ready one; `settings` override the recipe's rollout part,
     within the operator's policy."""
 
-    model: str
-    version: int | None = None
-    variant: str | None = Field(default=None, max_length=64)
+    model: limits.ModelName
+    version: limits.Count | None = None
+    variant: limits.Id | None = None
     """For every kind of host; None: each kind gets what is measured to be best for it."""
     settings: dict[str, Any] = {}
-    reason: str = ""
+    reason: limits.Prose = ""
 
 
-class Decision(Wire):
+class Decision(Sent):
     """A person's `pause`, `resume`, `abort`, `promote` (skip the rest of the bake) or `approve`, with the reason."""
 
-    reason: str = Field(default="", max_length=2000)
-    actor: str = Field(default="", max_length=255)
+    reason: limits.Prose = ""
+    actor: limits.Actor = ""
     """Only on an open (loopback) registry; elsewhere the token's name counts."""
 
 
 # --- tokens
 
 
-class TokenWish(Wire):
+class TokenWish(Sent):
     """A token to create. `ttl` in seconds, None: until it is revoked. `host_id` binds a host's or enrol token."""
 
-    role: str
-    name: str = Field(default="", max_length=255)
-    ttl: float | None = None
-    host_id: str | None = None
+    role: str = Field(max_length=limits.SHORT)
+    name: limits.Name = ""
+    ttl: limits.Seconds | None = None
+    host_id: limits.Id | None = None
 
 
 class NewToken(Wire):

@@ -15,7 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from weighbridge.inbound.protocol import guarded
 from weighbridge.registry import tokens
+from weighbridge.registry.api import problems
 from weighbridge.registry.api.app import create_app
 from weighbridge.registry.api.auth import is_loopback
 from weighbridge.registry.api.context import Context
@@ -31,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 5
 """Longest wait for open requests at the end; long polls are answered at once."""
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep a connection idle: whoever closes first must not be us, while a request is on its way."""
+_REFUSED = 64
+"""Connections that are being told that there are too many; uvicorn's limit is only a net below the guard's."""
 
 
 class CannotListen(RegistryError, OSError):
@@ -195,11 +197,13 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=guarded(settings.inbound, problems.plain),
+                limit_concurrency=settings.inbound.connections + _REFUSED,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
                 ws="none",
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=int(settings.inbound.idle_seconds),
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 ssl_certfile=settings.tls_certificate or None,

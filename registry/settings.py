@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from weighbridge.inbound.settings import InboundSettings
+
 
 class RegistrySettings(BaseModel):
     """The API server, its database and who may call it."""
@@ -24,6 +26,18 @@ class RegistrySettings(BaseModel):
         default=0,
         ge=0,
         description="Blobs are answered with a presigned link of the store for this long (s); 0: through the registry.",
+    )
+    inbound: InboundSettings = Field(default_factory=InboundSettings, description="What connections may take.")
+    page_bytes: int = Field(
+        default=1 << 20, ge=1 << 16, description="Most bytes of a listing's page; what does not fit is on the next."
+    )
+    calls: int = Field(default=256, ge=4, description="Most calls at once, a quarter of them of one token; then 503.")
+    waiting_calls: int = Field(
+        default=768, ge=4, description="The same for calls that wait for news, as hosts do; counted apart."
+    )
+    body_seconds: float = Field(default=30.0, gt=0, description="Longest wait for all of a JSON body (s).")
+    held_bytes: int = Field(
+        default=64 << 20, ge=16 << 20, description="Bytes of request bodies that are held at once; then 503."
     )
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest upload of a template's program (bytes).")
     tls_certificate: str = Field(

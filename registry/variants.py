@@ -114,10 +114,13 @@ def record_tensors(tx: Session, variant_id: int, rows: Sequence[WireTensor], jud
     tx.execute(statement, [{"variant_id": variant_id, "judgement": judgement, **row.model_dump()} for row in rows])
 
 
-def tensors(tx: Session, variant_id: int, judgement: int) -> list[VariantTensor]:
-    """What became of every tensor, by name."""
+def tensors(
+    tx: Session, variant_id: int, judgement: int, *, after: str = "", limit: int | None = None
+) -> list[VariantTensor]:
+    """What became of every tensor, by name, from behind `after`."""
     mine = (col(VariantTensor.variant_id) == variant_id, col(VariantTensor.judgement) == judgement)
-    return list(tx.scalars(select(VariantTensor).where(*mine).order_by(col(VariantTensor.name))))
+    named = select(VariantTensor).where(*mine, col(VariantTensor.name) > after).order_by(col(VariantTensor.name))
+    return list(tx.scalars(named.limit(limit)))
 
 
 def jobs_of(tx: Session, version_id: int) -> dict[str, list[Job]]:

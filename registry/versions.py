@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import String, and_, cast, exists, literal, select, update
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import catalog, checkpoints, events, identity, jobs, lifecycle, recipes
 from weighbridge.registry.db import Session, clock
 from weighbridge.registry.errors import Conflict, NotFound
@@ -178,8 +179,8 @@ def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Poli
     if plan.status is not old:
         model = tx.get_one(Model, version.model_id)
         _move(tx, version, model.name, plan.status, plan.reason, actor=actor)
-    elif plan.reason != version.reason:
-        version.reason = plan.reason
+    elif (reason := limits.prose(plan.reason)) != version.reason:
+        version.reason = reason
         version.revision += 1
         tx.flush()
     new = _insert_jobs(tx, version, plan.jobs)

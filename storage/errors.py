@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from weighbridge import limits
+
 
 class StorageError(Exception):
-    """The root of every error a store raises. `key` names the object, or is None for the whole store."""
+    """The root of every error a store raises. `key` names the object, or is None for the whole store.
+
+    A message may quote what a file holds: it is cut.
+    """
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(limits.cut(message))
         self.key = key
 
 

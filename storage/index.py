@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weighbridge import limits
 from weighbridge.storage.errors import StorageError
 from weighbridge.storage.keys import is_valid
 from weighbridge.storage.names import SAFETENSORS
@@ -49,6 +50,10 @@ def read_index(store: Get, ref: Ref) -> Index:
         raise MalformedIndex(f"{ref.key}: weight_map is missing or empty", key=ref.key)
     for name in set(map(str, weight_map.values())):
         if "/" in name or not is_valid(name) or not name.endswith(SAFETENSORS):
-            raise MalformedIndex(f"{ref.key}: weight_map names {name!r}, no {SAFETENSORS} file beside it", key=ref.key)
+            what = f"weight_map names {limits.quoted(name)}, no {SAFETENSORS} file beside it"
+            raise MalformedIndex(f"{ref.key}: {what}", key=ref.key)
+    if (longest := max(weight_map, key=len)) and len(longest) > limits.TENSOR:
+        what = f"a tensor's name has at most {limits.TENSOR} characters, not {limits.quoted(longest)}"
+        raise MalformedIndex(f"{ref.key}: {what}", key=ref.key)
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return Index(weight_map, total if isinstance(total, int) else None)

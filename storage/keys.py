@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weighbridge import limits
 from weighbridge.storage.errors import InvalidKey
 
 TEMPORARY = ".weighbridge-"
@@ -32,8 +33,8 @@ def is_valid(key: str) -> bool:
 def _fault(key: str) -> str | None:
     if "\0" in key or "\\" in key:
         return "it has a NUL or a backslash"
-    if len(key.encode("utf-8", "surrogateescape")) > 1024:
-        return "it is longer than 1,024 bytes"
+    if len(key.encode("utf-8", "surrogateescape")) > limits.PATH:
+        return f"it is longer than {limits.PATH:,} bytes"
     try:
         key.encode("utf-8")
     except UnicodeEncodeError:

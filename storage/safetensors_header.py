@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from weighbridge import limits
 from weighbridge.storage.errors import StorageError
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.strict_json import InvalidJson, parse_object
@@ -136,7 +137,11 @@ def parse_header(data: bytes, key: str) -> Header:
 
 def _tensor(key: str, name: str, value: Any) -> TensorInfo:
     if not name or not name.isprintable():
-        raise _malformed(key, f"has a tensor with an empty or unprintable name {name!r}")
+        raise _malformed(key, f"has a tensor with an empty or unprintable name {limits.quoted(name)}")
+    if len(name) > limits.TENSOR:
+        raise _malformed(
+            key, f"has a tensor whose name has more than {limits.TENSOR} characters: {limits.quoted(name)}"
+        )
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise _malformed(key, "needs exactly dtype, shape and data_offsets", name)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

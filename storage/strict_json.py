@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from typing import Any, NoReturn
+
+from weighbridge import limits
 
 
 class InvalidJson(ValueError):
@@ -18,7 +22,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """Parse one JSON object. Raises TruncatedJson, InvalidJson."""
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         if _broken_off(error):
             raise TruncatedJson(f"it ends after {len(data):,} bytes, inside an object") from error
@@ -50,9 +54,38 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise InvalidJson(f"the key {twice!r} is there twice")
+        raise InvalidJson(f"the key {limits.quoted(twice)} is there twice")
     return result
 
 
 def _no_constant(name: str) -> NoReturn:
     raise InvalidJson(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise InvalidJson(f"the number {limits.shown_number(digits)} is larger than any that can be kept")
+    return value
+
+
+def within(data: bytes, *, values: int, depth: int) -> dict[str, Any]:
+    """`parse_object` for what may cost little and is kept: values are counted before they are made, nesting is bounded,
+    and every text can be stored. Raises TruncatedJson, InvalidJson.
+    """
+    if sum(map(data.count, (b",", b":", b"[", b"{"))) > values:
+        raise InvalidJson(f"it holds more than {values:,} values")
+    value = parse_object(data)
+    level: list[Any] = [value]
+    for _ in range(depth):
+        inner = [one for outer in level for one in _inner(outer)]
+        if b"\\u" in data and not all(limits.is_storable(one) for one in inner if isinstance(one, str)):
+            raise InvalidJson("it holds a NUL character or half of a surrogate pair")
+        level = [one for one in inner if isinstance(one, dict | list)]
+    if level:
+        raise InvalidJson(f"it is nested deeper than {depth}")
+    return value
+
+
+def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return (*value.keys(), *value.values()) if isinstance(value, dict) else value

@@ -6,19 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weighbridge import limits
 from weighbridge.registry.lifecycle import Verdict
 from weighbridge.registry.schemas import GateResult, Metric
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A stage's verdict. `facts` is JSON-able; `gates` and `metrics` become rows of the registry."""
+    """A stage's verdict. `facts` is JSON-able; `gates` and `metrics` become rows of the registry.
+
+    A reason quotes what a file holds: it is cut.
+    """
 
     verdict: Verdict
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     gates: Sequence[GateResult] = ()
     metrics: Sequence[Metric] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", limits.cut(self.reason))
 
     @classmethod
     def passed(cls, reason: str, facts: Mapping[str, Any] | None = None, **rows: Any) -> Outcome:

@@ -12,6 +12,7 @@ from weighbridge.registry.api import (
     auth,
     blobs,
     bodies,
+    calls,
     feed,
     health,
     hosts,
@@ -59,14 +60,15 @@ def create_app(
         redoc_url=None,
         openapi_url="/v1/openapi.json",
     )
-    app.state.context = Context(db, notifier, blobs, settings, tuple(policies), pulse)
+    held = bodies.Held(settings.held_bytes)
+    going = calls.Calls(settings.calls, settings.waiting_calls)
+    app.state.context = Context(db, notifier, blobs, settings, tuple(policies), pulse, held, going)
     for room in _ROOMS:
         # Flat, as they are: an included router hides its routes, and `check_routes` must see every one.
         app.router.routes.extend(room.router.routes)
     auth.check_routes(app)
     problems.add_handlers(app)
     # The last one added is the outermost.
-    app.add_middleware(bodies.LimitedBodies)
     app.add_middleware(auth.Authentication, db=db, open=auth.is_loopback(settings.host))
     app.add_middleware(problems.LastResort)
     return app

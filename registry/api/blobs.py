@@ -15,17 +15,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from weighbridge.registry import hosts
+from weighbridge.registry.api import bodies
 from weighbridge.registry.api.auth import Admin, Fetcher
 from weighbridge.registry.api.context import Context, Ctx, Digest
-from weighbridge.registry.errors import Forbidden, Invalid, NotFound
+from weighbridge.registry.api.routes import Guarded
+from weighbridge.registry.errors import Forbidden, Invalid, Malformed, NotFound
 from weighbridge.registry.tokens import Principal
 from weighbridge.storage import disk_errors
 from weighbridge.storage.errors import ObjectNotFound
 from weighbridge.storage.protocols import Presign
 
-router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
+router = APIRouter(prefix="/v1/blobs", tags=["blobs"], route_class=Guarded)
 _CHUNK = 1 << 20
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
+_DIGITS = re.compile(r"\d{19}")
 
 
 @router.get("/{digest}", response_class=Response)
@@ -62,6 +65,8 @@ def _check(ctx: Context, who: Principal, digest: str) -> int:
 
 def _range(header: str | None, size: int) -> tuple[int, int]:
     """The bytes [start, end) that are wanted: all of them for what is no plain range. 416 behind the blob's end."""
+    if _DIGITS.search(header or ""):
+        raise Malformed("Range holds a number of more digits than any blob has bytes")
     found = _RANGE.fullmatch((header or "").strip())
     if not found:
         return 0, size
@@ -82,24 +87,18 @@ async def _chunks(stream: IO[bytes]) -> AsyncIterator[bytes]:
 @router.put("/{digest}", status_code=204)
 async def put_blob(ctx: Ctx, _: Admin, digest: Digest, request: Request) -> None:
     """Store bytes that have this digest; nothing ever loads them here. 413 over `max_upload_bytes`."""
-    limit = ctx.settings.max_upload_bytes
-    if int(request.headers.get("content-length", "0")) > limit:
-        raise HTTPException(413, f"an upload has at most {limit:,} bytes")
     with tempfile.NamedTemporaryFile(prefix="weighbridge-upload-") as file:
         path = FilePath(file.name)
         with disk_errors.translated(path.parent, path.name):
-            seen = await _spool(request, file, limit)
+            seen = await _spool(bodies.upload(request, ctx.settings.max_upload_bytes), file)
         if seen != digest:
             raise Invalid(f"the bytes that came have the digest {seen}, not {digest}")
         await run_in_threadpool(ctx.blobs.put_file, path)
 
 
-async def _spool(request: Request, file: IO[bytes], limit: int) -> str:
-    hasher, size = blake3(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise HTTPException(413, f"an upload has at most {limit:,} bytes")
+async def _spool(parts: AsyncIterator[bytes], file: IO[bytes]) -> str:
+    hasher = blake3()
+    async for chunk in parts:
         hasher.update(chunk)
         await run_in_threadpool(file.write, chunk)
     await run_in_threadpool(file.flush)

@@ -9,15 +9,19 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from weighbridge import limits
+from weighbridge.registry.api.bodies import Held
+from weighbridge.registry.api.calls import Calls
 from weighbridge.registry.api.pulse import Pulse
 from weighbridge.registry.db import Database, Session
-from weighbridge.registry.errors import Invalid, NotFound
+from weighbridge.registry.errors import Invalid, Malformed, NotFound
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import RegistrySettings
 from weighbridge.storage.blobs import Blobs
 
-_MAX_INT = 2**31 - 1
+_DIGITS = 18
+"""A number of more digits counts nothing that is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Context:
     settings: RegistrySettings
     policies: tuple[Policy, ...]
     pulse: Pulse
+    held: Held
+    calls: Calls
 
     @contextlib.contextmanager
     def change(self, *topics: str) -> Iterator[Session]:
@@ -53,6 +59,8 @@ async def _revision(if_match: Annotated[str | None, Header()] = None) -> int | N
     plain = if_match.strip().removeprefix("W/").strip('"')
     if not plain.isascii() or not plain.isdigit():
         raise Invalid(f'If-Match {if_match[:40]!r} is no revision: send the row\'s, such as "3"')
+    if len(plain) > _DIGITS:
+        raise Malformed(f"If-Match {limits.shown_number(plain)} is no revision: no row has so many changes")
     return int(plain)
 
 
@@ -62,10 +70,12 @@ async def _limit(request: Request, limit: Annotated[int | None, Query(ge=1, le=1
 
 
 async def _selector(
-    selector: Annotated[str, Path(min_length=1, max_length=255, description="A number, an alias or `latest`.")],
+    selector: Annotated[
+        limits.Text, Path(min_length=1, max_length=limits.ALIAS, description="A number, an alias or `latest`.")
+    ],
 ) -> str:
     """A number that no row can have is not there, rather than an error of the database."""
-    if selector.isascii() and selector.isdigit() and int(selector) > _MAX_INT:
+    if selector.isascii() and selector.isdigit() and int(selector) > limits.COUNT:
         raise NotFound("version", selector)
     return selector
 
@@ -73,10 +83,11 @@ async def _selector(
 Ctx = Annotated[Context, Depends(_context)]
 Revision = Annotated[int | None, Depends(_revision)]
 Limit = Annotated[int, Depends(_limit)]
-Cursor = Annotated[str, Query(max_length=255, description="`next` of the page before.")]
-NumberCursor = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")]
-Name = Annotated[str, Path(min_length=1, max_length=255)]
+Cursor = Annotated[limits.Text, Query(max_length=limits.NAME, description="`next` of the page before.")]
+NumberCursor = Annotated[int | None, Query(ge=0, le=limits.BYTES, description="`next` of the page before.")]
+Name = Annotated[limits.Text, Path(min_length=1, max_length=limits.NAME)]
+ModelFilter = Annotated[limits.Text | None, Query(max_length=limits.MODEL)]
 Selector = Annotated[str, Depends(_selector)]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
-RowId = Annotated[int, Path(ge=1, le=_MAX_INT)]
+RowId = Annotated[int, Path(ge=1, le=limits.COUNT)]
 Wait = Annotated[float, Query(ge=0, le=60, description="Longest wait for news (s).")]

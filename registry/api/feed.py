@@ -10,17 +10,18 @@ from sqlalchemy import func, select
 from sqlmodel import SQLModel, col
 from starlette.concurrency import run_in_threadpool
 
-from weighbridge import __version__
+from weighbridge import __version__, limits
 from weighbridge.registry import events, hosts, rollouts, schemas
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Reader
-from weighbridge.registry.api.context import Context, Ctx, Limit, NumberCursor, Wait
+from weighbridge.registry.api.context import Context, Ctx, Limit, ModelFilter, NumberCursor, Wait
 from weighbridge.registry.api.pulse import Condition
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.db import Session
 from weighbridge.registry.lifecycle import CheckpointState
 from weighbridge.registry.models import Checkpoint, Job, Model, Version
 
-router = APIRouter(prefix="/v1", tags=["feed"])
+router = APIRouter(prefix="/v1", tags=["feed"], route_class=Guarded)
 _OPEN = (CheckpointState.WAITING, CheckpointState.REFUSED)
 _SHOWN = 100
 
@@ -32,8 +33,8 @@ async def list_events(
     limit: Limit,
     after: NumberCursor = None,
     wait: Wait = 0.0,
-    model: Annotated[str | None, Query(max_length=255)] = None,
-    kind: Annotated[list[str] | None, Query(max_length=100)] = None,
+    model: ModelFilter = None,
+    kind: Annotated[list[limits.Id] | None, Query(max_length=100)] = None,
 ) -> schemas.Page[schemas.Event]:
     """Events behind `after` (absent: from now on), in order. `next` is always there: it is where to go on.
 
@@ -66,8 +67,8 @@ def _read(
     with ctx.db.read() as tx:
         last = events.last(tx)  # First: every event up to it is there when the next query looks.
         rows = events.read(tx, after, limit, model, kinds)
-    items = [schemas.Event(**views.fields(row)) for row in rows]
-    if len(items) == limit:
+    items = pages.fitting([schemas.Event(**views.fields(row)) for row in rows], ctx.settings.page_bytes)
+    if len(items) == limit or len(items) < len(rows):
         return items, items[-1].seq
     return items, max(after, last, items[-1].seq if items else 0)
 
@@ -77,14 +78,15 @@ def list_checkpoints(
     ctx: Ctx,
     _: Reader,
     limit: Limit,
-    model: Annotated[str | None, Query(max_length=255)] = None,
+    model: ModelFilter = None,
     state: CheckpointState | None = None,
     after: NumberCursor = None,
 ) -> schemas.Page[schemas.Checkpoint]:
     """What lies in the bucket and is no version (yet), newest first; `state=complete` for those that are."""
     with ctx.db.read() as tx:
         rows = _checkpoints(tx, limit, model=model, state=state, before=after)
-    return schemas.Page(items=[view for _, view in rows], next=str(rows[-1][0]) if len(rows) == limit else None)
+    cursors, items = [number for number, _ in rows], [view for _, view in rows]
+    return pages.page(items, cursors, limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 def _checkpoints(

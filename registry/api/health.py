@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from weighbridge.registry.api.context import Ctx
+from weighbridge.registry.api.routes import Guarded
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Guarded)
 
 
 @router.get("/healthz")

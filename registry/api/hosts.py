@@ -11,15 +11,16 @@ from sqlmodel import col
 from starlette.concurrency import run_in_threadpool
 
 from weighbridge.registry import hosts, observations, rollouts, schemas
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Admin, Enroller, HostItself, Reader, actor, own_host
 from weighbridge.registry.api.context import Context, Ctx, Cursor, Limit, Wait
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.errors import Unavailable
 from weighbridge.registry.models import Host
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/hosts", tags=["hosts"])
+router = APIRouter(prefix="/v1/hosts", tags=["hosts"], route_class=Guarded)
 HostId = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -29,7 +30,7 @@ def list_hosts(ctx: Ctx, _: Reader, limit: Limit, after: Cursor = "") -> schemas
     with ctx.db.read() as tx:
         rows = tx.scalars(select(Host).where(col(Host.id) > after).order_by(col(Host.id)).limit(limit)).all()
         items = views.hosts(tx, rows)
-    return schemas.Page(items=items, next=items[-1].id if len(items) == limit else None)
+    return pages.page(items, [row.id for row in rows], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/{host_id}")

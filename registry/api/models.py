@@ -7,19 +7,20 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from weighbridge.registry import aliases, catalog, schemas, tags, versions
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Publisher, Reader, actor
 from weighbridge.registry.api.context import Ctx, Cursor, Limit, Name, Revision, Selector
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.models import Alias
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Guarded)
 
 
 @router.get("")
 def list_models(ctx: Ctx, _: Reader, limit: Limit, after: Cursor = "") -> schemas.Page[schemas.Model]:
     with ctx.db.read() as tx:
         items = views.models(tx, catalog.page(tx, after=after, limit=limit))
-    return schemas.Page(items=items, next=items[-1].name if len(items) == limit else None)
+    return pages.page(items, [item.name for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/{model}")
@@ -36,7 +37,7 @@ def list_aliases(ctx: Ctx, _: Reader, model: Name, limit: Limit, after: Cursor =
         mine = select(Alias).where(col(Alias.model_id) == catalog.get(tx, model).id, col(Alias.name) > after)
         rows = tx.scalars(mine.order_by(col(Alias.name)).limit(limit)).all()
     items = [schemas.Alias(**row.model_dump()) for row in rows]
-    return schemas.Page(items=items, next=items[-1].name if len(items) == limit else None)
+    return pages.page(items, [item.name for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.put("/{model}/aliases/{alias}")

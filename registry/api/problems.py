@@ -33,6 +33,7 @@ _CODES = {
     403: Forbidden.code,
     404: NotFound.code,
     405: "method-not-allowed",
+    408: "too-slow",
     413: "too-large",
     422: Invalid.code,
 }
@@ -57,6 +58,13 @@ def problem(
     return JSONResponse(
         body.model_dump(mode="json"), status_code=status, headers=sent, media_type="application/problem+json"
     )
+
+
+def plain(status: int, detail: str) -> tuple[bytes, bytes]:
+    """(content type, body) of a problem that is answered before there is a request."""
+    code = _CODES.get(status, Unavailable.code if status == Unavailable.status else "http-error")
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code)
+    return b"application/problem+json", body.model_dump_json().encode()
 
 
 def of_registry(error: RegistryError) -> Response:

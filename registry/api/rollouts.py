@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from weighbridge.registry import rollouts, schemas
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Reader, actor
-from weighbridge.registry.api.context import Ctx, Limit, NumberCursor, RowId
+from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, NumberCursor, RowId
+from weighbridge.registry.api.routes import Guarded
 
-router = APIRouter(prefix="/v1/rollouts", tags=["rollouts"])
+router = APIRouter(prefix="/v1/rollouts", tags=["rollouts"], route_class=Guarded)
 
 
 @router.get("")
@@ -19,14 +18,14 @@ def list_rollouts(
     ctx: Ctx,
     _: Reader,
     limit: Limit,
-    model: Annotated[str | None, Query(max_length=255)] = None,
+    model: ModelFilter = None,
     going: bool = False,
     after: NumberCursor = None,
 ) -> schemas.Page[schemas.Rollout]:
     """Newest first, without their steps. `going`: only those that have not ended."""
     with ctx.db.read() as tx:
         items = views.rollout_list(tx, rollouts.listing(tx, model=model, going=going, before=after, limit=limit))
-    return schemas.Page(items=items, next=str(items[-1].id) if len(items) == limit else None)
+    return pages.page(items, [item.id for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/{rollout_id}")

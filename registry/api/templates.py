@@ -5,26 +5,27 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from weighbridge.registry import schemas, templates
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Admin, Reader, actor
 from weighbridge.registry.api.context import Ctx, Cursor, Limit, Name
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.errors import Invalid
 
-router = APIRouter(prefix="/v1/templates", tags=["templates"])
+router = APIRouter(prefix="/v1/templates", tags=["templates"], route_class=Guarded)
 
 
 @router.get("")
 def list_templates(ctx: Ctx, _: Reader, limit: Limit, after: Cursor = "") -> schemas.Page[schemas.Template]:
     with ctx.db.read() as tx:
         rows = templates.listing(tx, after=after, limit=limit)
-    items = [schemas.Template(**views.fields(row)) for row in rows]
-    return schemas.Page(items=items, next=items[-1].name if len(items) == limit else None)
+    items = views.templates(rows)
+    return pages.page(items, [item.name for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/{name}")
 def get_template(ctx: Ctx, _: Reader, name: Name) -> schemas.Template:
     with ctx.db.read() as tx:
-        return schemas.Template(**views.fields(templates.get(tx, name)))
+        return views.templates([templates.get(tx, name)])[0]
 
 
 @router.post("", status_code=201)
@@ -36,4 +37,4 @@ def add_template(ctx: Ctx, who: Admin, new: schemas.NewTemplate) -> schemas.Temp
         row = templates.add(tx, **new.model_dump(), actor=actor(who))
         tx.flush()
         tx.refresh(row)
-        return schemas.Template(**views.fields(row))
+        return views.templates([row])[0]

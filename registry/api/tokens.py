@@ -5,18 +5,19 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from weighbridge.registry import schemas, tokens
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Admin, actor
 from weighbridge.registry.api.context import Ctx, Limit, NumberCursor, RowId
+from weighbridge.registry.api.routes import Guarded
 
-router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"], route_class=Guarded)
 
 
 @router.get("")
 def list_tokens(ctx: Ctx, _: Admin, limit: Limit, after: NumberCursor = None) -> schemas.Page[schemas.Token]:
     with ctx.db.read() as tx:
-        items = [schemas.Token(**views.fields(row)) for row in tokens.listing(tx, before=after, limit=limit)]
-    return schemas.Page(items=items, next=str(items[-1].id) if len(items) == limit else None)
+        items = views.tokens(tokens.listing(tx, before=after, limit=limit))
+    return pages.page(items, [item.id for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.post("", status_code=201)

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from sqlmodel import col, select
 
+from weighbridge import limits
 from weighbridge.registry import benchmarks, events, placement, schemas, variants, versions, workers_seen
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Reader
-from weighbridge.registry.api.context import Ctx, Name, Selector
+from weighbridge.registry.api.context import Ctx, Limit, Name, NumberCursor, Selector
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.models import Host, Variant
 
-router = APIRouter(prefix="/v1", tags=["variants"])
+router = APIRouter(prefix="/v1", tags=["variants"], route_class=Guarded)
+
+_TensorCursor = Annotated[limits.Text, Query(max_length=limits.TENSOR, description="`next` of the page before.")]
 
 
 @router.get("/models/{model}/versions/{selector}/variants/{name}/tensors")
-def list_tensors(ctx: Ctx, _: Reader, model: Name, selector: Selector, name: Name) -> list[schemas.VariantTensor]:
+def list_tensors(
+    ctx: Ctx, _: Reader, model: Name, selector: Selector, name: Name, limit: Limit, after: _TensorCursor = ""
+) -> schemas.Page[schemas.VariantTensor]:
     """What became of every tensor of a variant, by name; those of the original are as they came, and not listed."""
     with ctx.db.read() as tx:
         version = versions.get(tx, model, selector)
         variant = variants.get(tx, version.id or 0, name)
-        rows = variants.tensors(tx, variant.id or 0, version.judgement)
-        return [schemas.VariantTensor(**row.model_dump()) for row in rows]
+        rows = variants.tensors(tx, variant.id or 0, version.judgement, after=after, limit=limit)
+    items = [schemas.VariantTensor(**row.model_dump()) for row in rows]
+    return pages.page(items, [item.name for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/models/{model}/versions/{selector}/benchmarks")
-def list_benchmarks(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[schemas.VariantBenchmark]:
+def list_benchmarks(
+    ctx: Ctx, _: Reader, model: Name, selector: Selector, limit: Limit, after: NumberCursor = None
+) -> schemas.Page[schemas.VariantBenchmark]:
     """Every measurement of the version's variants, invalid ones too, newest first."""
     with ctx.db.read() as tx:
-        return views.benchmark_list(benchmarks.listing(tx, versions.get(tx, model, selector).id or 0))
+        rows = benchmarks.listing(tx, versions.get(tx, model, selector).id or 0, skip=after or 0, limit=limit)
+    seen = [(after or 0) + 1 + number for number in range(len(rows))]
+    return pages.page(views.benchmark_list(rows), seen, limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/models/{model}/versions/{selector}/choices")
@@ -47,7 +60,7 @@ def list_choices(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[s
 
 @router.post("/models/{model}/versions/{selector}/benchmarks/retry")
 def retry_benchmarks(
-    ctx: Ctx, who: Approver, model: Name, selector: Selector, variant: str | None = None
+    ctx: Ctx, who: Approver, model: Name, selector: Selector, variant: Annotated[limits.Id | None, Query()] = None
 ) -> list[schemas.Job]:
     """Measure the version's variants, or one of them, again on every kind of device; the jobs that do it.
 
@@ -61,7 +74,7 @@ def retry_benchmarks(
                 tx, "variant.remeasured", model=model, version=version.number,
                 subject=f"variant:{job.subject_id}", actor=who.name, after={"kind": job.part},
             )  # fmt: skip
-        return [schemas.Job(**views.fields(job)) for job in found]
+        return [views.job_view(job) for job in found]
 
 
 @router.post("/benchmarks", status_code=201)

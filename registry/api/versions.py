@@ -8,14 +8,16 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import schemas, versions
-from weighbridge.registry.api import views
+from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Publisher, Reader, actor
-from weighbridge.registry.api.context import Ctx, Limit, Name, NumberCursor, Selector
+from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, Name, NumberCursor, Selector
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Model, Version
 
-router = APIRouter(prefix="/v1", tags=["versions"])
+router = APIRouter(prefix="/v1", tags=["versions"], route_class=Guarded)
 
 
 @router.get("/versions")
@@ -23,9 +25,9 @@ def list_versions(
     ctx: Ctx,
     _: Reader,
     limit: Limit,
-    model: Annotated[str | None, Query(max_length=255)] = None,
+    model: ModelFilter = None,
     status: VersionStatus | None = None,
-    path: Annotated[str | None, Query(max_length=1024)] = None,
+    path: Annotated[limits.Text | None, Query(max_length=limits.PATH)] = None,
     after: NumberCursor = None,
 ) -> schemas.Page[schemas.Version]:
     """Newest first; of one model, one status, one checkpoint path."""
@@ -41,7 +43,7 @@ def list_versions(
     with ctx.db.read() as tx:
         rows = tx.scalars(found).all()
         items = views.version_list(tx, rows)
-    return schemas.Page(items=items, next=str(rows[-1].id) if len(rows) == limit else None)
+    return pages.page(items, [row.id for row in rows], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/models/{model}/versions/{selector}")

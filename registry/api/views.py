@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, overload
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import select, tuple_
 from sqlmodel import SQLModel, col
 
-from weighbridge.registry import catalog, rollouts, schemas, variants, versions
+from weighbridge import limits
+from weighbridge.registry import catalog, rollouts, schemas, stored, variants, versions
 from weighbridge.registry.db import Session, clock
 from weighbridge.registry.models import (
     Alias,
@@ -24,24 +27,55 @@ from weighbridge.registry.models import (
     Model,
     Rollout,
     Tag,
+    Template,
+    Token,
     Variant,
     Version,
     WorkerNode,
 )
 
+logger = logging.getLogger(__name__)
 
-@overload
-def at(seconds: float) -> datetime: ...
-@overload
-def at(seconds: None) -> None: ...
+W = TypeVar("W", bound=schemas.Wire)
+_STEPS = 500
+"""Of a rollout's steps that are shown, the newest."""
+
+
 def at(seconds: float | None) -> datetime | None:
-    """A time of the database's clock as ISO 8601 wants it."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    """A time of the database's clock as ISO 8601 wants it; one that no calendar has is its first or last day."""
+    if seconds is None or math.isnan(seconds):
+        return None
+    return datetime.fromtimestamp(min(max(seconds, 0.0), limits.LATEST), UTC)
 
 
 def fields(row: SQLModel) -> dict[str, Any]:
     """A row's columns under their names; its times (`…_at`) as datetimes."""
     return {name: at(value) if name.endswith("_at") else value for name, value in row.model_dump().items()}
+
+
+def _wire(kind: type[W], found: Mapping[str, Any]) -> W:
+    """A row on the wire. What does not parse any more is left out, with the reason, and hides no other row."""
+    try:
+        return kind.model_validate(found)
+    except ValidationError as exc:
+        why = f"what is stored of it cannot be read: {stored.fields(exc)}"
+        broken = {error["loc"][0] for error in exc.errors() if error["loc"]}
+        logger.warning("%s %s: %s", kind.__name__, found.get("id") or found.get("name"), why)
+        kept = {name: value for name, value in found.items() if name not in broken}
+        blank = {name: _BLANK[name] for name in broken if name in _BLANK}
+        reason = {"reason": "; ".join(filter(None, (kept.get("reason"), why)))} if "reason" in kind.model_fields else {}
+        return kind.model_validate({**kept, **blank, **reason})
+
+
+_BLANK: Mapping[Any, Any] = {
+    "status": "invalid_noisy",
+    "progress": 0.0,
+    "parameters": {},
+    "inputs": [],
+    "outputs": [],
+    "slots": [],
+}
+"""In place of what a wire type demands and a row does not hold."""
 
 
 def models(tx: Session, rows: Sequence[Model]) -> list[schemas.Model]:
@@ -52,15 +86,17 @@ def models(tx: Session, rows: Sequence[Model]) -> list[schemas.Model]:
         aliases[alias.model_id][alias.name] = alias.number
     tags = _tags(tx, [(model_id, 0) for model_id in ids])
     return [
-        schemas.Model(
-            **fields(row), latest=latest.get(row.id or 0), aliases=aliases[row.id or 0], tags=tags[(row.id or 0, 0)]
+        _wire(
+            schemas.Model,
+            fields(row)
+            | {"latest": latest.get(row.id or 0), "aliases": aliases[row.id or 0], "tags": tags[(row.id or 0, 0)]},
         )
         for row in rows
     ]
 
 
 def version_list(tx: Session, rows: Sequence[Version]) -> list[schemas.Version]:
-    return [schemas.Version(**found) for found in _version_fields(tx, rows)]
+    return [_wire(schemas.Version, found) for found in _version_fields(tx, rows)]
 
 
 def version_detail(tx: Session, row: Version) -> schemas.VersionDetail:
@@ -75,7 +111,7 @@ def version_detail(tx: Session, row: Version) -> schemas.VersionDetail:
         files=[schemas.File(**file.model_dump()) for file in versions.files(tx, row.id)],
         variants=_variants(tx, row),
         variants_settled=variants.settled(tx, row.id),
-        jobs=[schemas.Job(**fields(job)) for job in tx.scalars(jobs.order_by(col(Job.id)))],
+        jobs=[job_view(job) for job in tx.scalars(jobs.order_by(col(Job.id)))],
     )
 
 
@@ -115,20 +151,24 @@ def _variants(tx: Session, version: Version) -> list[schemas.Variant]:
     metrics: dict[int, list[schemas.Metric]] = defaultdict(list)
     measured = select(Metric).where(col(Metric.variant_id).in_(ids), col(Metric.judgement) == version.judgement)
     for metric in tx.scalars(measured.order_by(col(Metric.id))):
-        metrics[metric.variant_id].append(schemas.Metric(**metric.model_dump()))
+        if math.isfinite(metric.value):
+            metrics[metric.variant_id].append(schemas.Metric(**metric.model_dump()))
     gates: dict[int, list[schemas.GateResult]] = defaultdict(list)
     judged = select(GateResult).where(
         col(GateResult.variant_id).in_(ids), col(GateResult.judgement) == version.judgement
     )
     for gate in tx.scalars(judged.order_by(col(GateResult.id))):
-        gates[gate.variant_id].append(schemas.GateResult(**gate.model_dump()))
+        gates[gate.variant_id].append(_wire(schemas.GateResult, _numbers(gate)))
     jobs = variants.jobs_of(tx, version.id or 0)
     return [
-        schemas.Variant(
-            **row.model_dump(),
-            metrics=metrics[row.id or 0],
-            gates=gates[row.id or 0],
-            jobs=[schemas.Job(**fields(job)) for job in jobs.get(row.name, ())],
+        _wire(
+            schemas.Variant,
+            row.model_dump()
+            | {
+                "metrics": metrics[row.id or 0],
+                "gates": gates[row.id or 0],
+                "jobs": [job_view(job) for job in jobs.get(row.name, ())],
+            },
         )
         for row in rows
     ]
@@ -136,11 +176,23 @@ def _variants(tx: Session, version: Version) -> list[schemas.Variant]:
 
 def benchmark_list(rows: Sequence[tuple[str, Benchmark]]) -> list[schemas.VariantBenchmark]:
     """Measurements with the names of their variants."""
-    return [schemas.VariantBenchmark.model_validate({**fields(row), "variant": name}) for name, row in rows]
+    return [_wire(schemas.VariantBenchmark, _numbers(row) | {"variant": name}) for name, row in rows]
 
 
 def workers(rows: Sequence[WorkerNode]) -> list[schemas.Worker]:
-    return [schemas.Worker(**fields(row)) for row in rows]
+    return [_wire(schemas.Worker, fields(row)) for row in rows]
+
+
+def tokens(rows: Sequence[Token]) -> list[schemas.Token]:
+    return [_wire(schemas.Token, fields(row)) for row in rows]
+
+
+def templates(rows: Sequence[Template]) -> list[schemas.Template]:
+    return [_wire(schemas.Template, fields(row)) for row in rows]
+
+
+def job_view(row: Job) -> schemas.Job:
+    return _wire(schemas.Job, _numbers(row))
 
 
 def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:
@@ -155,10 +207,13 @@ def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:
     for assignment, model in tx.execute(mine):
         held[assignment.host_id].append(_assignment(assignment, model))
     return [
-        schemas.Host(
-            **fields(row),
-            silent_seconds=None if row.seen_at is None else max(now - row.seen_at, 0.0),
-            assignments=held[row.id],
+        _wire(
+            schemas.Host,
+            fields(row)
+            | {
+                "silent_seconds": None if row.seen_at is None else max(now - row.seen_at, 0.0),
+                "assignments": held[row.id],
+            },
         )
         for row in rows
     ]
@@ -166,7 +221,7 @@ def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:
 
 def _assignment(row: Assignment, model: str) -> schemas.AssignmentView:
     found = fields(row) | {"model": model, "observed": row.observed or None}
-    return schemas.AssignmentView.model_validate(found)
+    return _wire(schemas.AssignmentView, found)
 
 
 def rollout_list(tx: Session, rows: Sequence[Rollout]) -> list[schemas.Rollout]:
@@ -177,12 +232,27 @@ def rollout_list(tx: Session, rows: Sequence[Rollout]) -> list[schemas.Rollout]:
 def rollout_detail(tx: Session, row: Rollout) -> schemas.Rollout:
     """One rollout with its steps."""
     assert row.id is not None
-    steps = [schemas.RolloutStep(**fields(step)) for step in rollouts.steps(tx, row.id)]
+    steps = [_wire(schemas.RolloutStep, fields(step)) for step in rollouts.steps(tx, row.id, newest=_STEPS)]
     return rollout_list(tx, [row])[0].model_copy(update={"steps": steps})
 
 
 def _rollout(row: Rollout, model: str) -> schemas.Rollout:
-    found = fields(row) | {"model": model, "fleet": json.loads(row.fleet), "waves": row.settings.get("waves", [])}
+    found = fields(row) | {"model": model, "fleet": _labels(row.fleet), "waves": row.settings.get("waves") or []}
     for given in ("variants", "from_variants"):
-        found[given] = {kind: entry["variant"] for kind, entry in found[given].items()}
-    return schemas.Rollout.model_validate(found)
+        found[given] = {kind: entry.get("variant", "") for kind, entry in found[given].items()}
+    return _wire(schemas.Rollout, found)
+
+
+def _labels(text: str) -> dict[str, str]:
+    try:
+        return stored.labels(text)
+    except stored.Unreadable:
+        return {"": text}
+
+
+def _numbers(row: SQLModel) -> dict[str, Any]:
+    """`fields`, without the infinities that a column of floats may hold."""
+    found = fields(row)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()
+    }

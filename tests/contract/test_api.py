@@ -337,10 +337,11 @@ def test_every_error_is_a_problem(api: Api, monkeypatch: pytest.MonkeyPatch) -> 
 
     assert problem("GET", "/nothing")[:2] == (404, "not-found")
     assert problem("PATCH", "/v1/models")[:2] == (405, "method-not-allowed")
-    status, code, detail = problem("PUT", "/v1/models/a/aliases/b", json={"version": "x"})
+    status, code, detail = problem("POST", "/v1/rollouts", json={"model": "a", "version": "x"})
     assert (status, code) == (422, "invalid")
     assert "version" in detail
-    assert problem("POST", "/v1/rollouts", content=b"{", headers={"content-type": "application/json"})[0] == 422
+    malformed = problem("POST", "/v1/rollouts", content=b"{", headers={"content-type": "application/json"})
+    assert malformed[:2] == (400, "malformed")
 
     def fail(error: Exception) -> None:
         monkeypatch.setattr(api.db, "read", lambda: (_ for _ in ()).throw(error))
