@@ -15,11 +15,12 @@ from fixtures.engines import LocalBlobs, make_checkpoint
 
 from weighbridge.engines.manifest import Manifest
 from weighbridge.workers import benchmark as stage
-from weighbridge.workers import variant_stages
 from weighbridge.workers.benchmark import BenchmarkTask, benchmark
 from weighbridge.workers.benchmarking import scenarios
 from weighbridge.workers.benchmarking.children import Child, ChildFailed
 from weighbridge.workers.benchmarking.machine import Machine
+from weighbridge.workers.confined import work
+from weighbridge.workers.outcome import Outcome
 
 
 @pytest.fixture
@@ -78,10 +79,17 @@ def test_a_failure_is_the_artifacts_or_nobodys(failed: ChildFailed, verdict: str
     assert reason in outcome.reason
 
 
-def test_building_yields_the_processor_and_measuring_does_not() -> None:
+def test_building_yields_the_processor_and_measuring_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """A low priority is a thread's: what starts from here afterwards, the measured processes too, has ours."""
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    assert variant_stages._nicely(11, lambda: os.getpriority(os.PRIO_PROCESS, 0)) == max(11, ours)  # type: ignore
+    ours, seen = os.getpriority(os.PRIO_PROCESS, 0), list[int]()
+
+    def building(task: object, desk: object) -> Outcome:
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+        return Outcome.passed("built")
+
+    monkeypatch.setattr(work, "WORK", {str: building})
+    work.Here().perform("a task", SimpleNamespace(), lambda: None, niceness=11)  # type: ignore[arg-type]
+    assert seen == [max(11, ours)]
     started = subprocess.run([sys.executable, "-c", "import os; print(os.nice(0))"], capture_output=True, check=True)
     assert (os.getpriority(os.PRIO_PROCESS, 0), int(started.stdout)) == (ours, ours)
 
