@@ -88,7 +88,7 @@ def test_building_yields_the_processor_and_measuring_does_not(monkeypatch: pytes
         return Outcome.passed("built")
 
     monkeypatch.setattr(work, "WORK", {str: building})
-    work.Here().perform("a task", SimpleNamespace(), lambda: None, niceness=11)  # type: ignore[arg-type]
+    work.Here().perform("a task", SimpleNamespace(), lambda: None, niceness=11)
     assert seen == [max(11, ours)]
     started = subprocess.run([sys.executable, "-c", "import os; print(os.nice(0))"], capture_output=True, check=True)
     assert (os.getpriority(os.PRIO_PROCESS, 0), int(started.stdout)) == (ours, ours)
