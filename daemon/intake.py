@@ -37,7 +37,8 @@ _READ_PAUSE = 30.0
 class Intake:
     """The loop's body: one due checkpoint a turn, in any number of threads. `tell` takes hints from any thread.
 
-    `rescan(prefix)` is called where an event says that anything may have happened below a prefix.
+    `rescan(prefix)` is called where an event says that anything may have happened below a prefix, `judged(model)` where
+    what judges a model's checkpoints may be another now.
     """
 
     name = "intake"
@@ -54,12 +55,13 @@ class Intake:
         policies: Sequence[Policy] = (),
         settle_seconds: float = 0.0,
         rescan: Callable[[str], None] = lambda prefix: None,
+        judged: Callable[[str], None] = lambda model: None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._layout, self._db, self._notifier, self._looks = store, layout, db, notifier, looks
         self._policies, self._rescan, self._wake, self._clock = tuple(policies), rescan, wake, clock
-        self._settle, self._reading = settle_seconds, reading
+        self._settle, self._reading, self._judged = settle_seconds, reading, judged
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         """Models whose recipe, evaluation or training set changed."""
@@ -71,9 +73,7 @@ class Intake:
             case Group():
                 self.hint(scope)
             case Wishes(model=model):
-                with self._lock:
-                    self._changed.add(model)
-                self._wake()
+                self.changed(model)
             case str():
                 self._rescan(scope)
 
@@ -81,6 +81,13 @@ class Intake:
         """Look at it as soon as possible; `place` is its order among its model's, where the hint tells."""
         self._looks.hint(group, self._clock(), place)
         self._wake()
+
+    def changed(self, model: str) -> None:
+        """What judges this model's checkpoints may be another now: look again at what waits, and at what was judged."""
+        with self._lock:
+            self._changed.add(model)
+        self._wake()
+        self._judged(model)
 
     def once(self, turning: Turning) -> float:
         """Look at one due group; return the seconds until the next is due."""
@@ -97,13 +104,13 @@ class Intake:
         return max(0.0, min(self._looks.next_due() - self._clock(), _LONGEST_PAUSE))
 
     def _hint_waiting(self) -> None:
-        """What judges a model's checkpoints changed: look again at all that wait, whoever saw them first."""
+        """What judges a model's checkpoints changed: look again at all that are undecided, whoever saw them first."""
         with self._lock:
             models, self._changed = self._changed, set()
         try:
             for model in models:
                 with self._db.read() as tx:
-                    paths = checkpoints.waiting_paths(tx, model)
+                    paths = checkpoints.undecided_paths(tx, model)
                 for path in paths:
                     self._looks.hint(Group(model, path), self._clock())
         except BaseException:
@@ -207,10 +214,10 @@ class Intake:
             proof=found.proof,
             proof_reason=found.reason,
             unproven=found.unproven,
-            recipe_text=found.recipe_text,
+            recipe_text=found.judges.recipe_text,
             policy=policy_for(group.model, self._policies),
-            eval_pin=found.eval_pin,
-            train_pin=found.train_pin,
+            eval_pin=found.judges.evaluation,
+            train_pin=found.judges.training,
             weights=digest,
             refused=found.wrong,
             seen=found.seen,

@@ -92,17 +92,9 @@ class Layout:
             return place
         return prefix if self.place(f"{prefix}x{names.SAFETENSORS}") else None
 
-    def recipe(self, model: str) -> str:
-        """The key of a model's recipe."""
-        return f"{self.prefix}{model}/{names.RECIPE}"
-
-    def evaluation(self, model: str) -> str:
-        """The key of a model's evaluation set."""
-        return f"{self.prefix}{model}/{names.EVAL}"
-
-    def training(self, model: str) -> str:
-        """The key of a model's training set."""
-        return f"{self.prefix}{model}/{names.TRAIN}"
+    def folder(self, model: str) -> str:
+        """A model's folder, ending in `/`: its checkpoints lie there, and beside them what judges them."""
+        return f"{self.prefix}{model}/"
 
 
 def _model(part: str) -> str:

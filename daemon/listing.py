@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 from blake3 import blake3
 
-from weighbridge.daemon.layout import Group, Layout
+from weighbridge.daemon.judging import Beside
+from weighbridge.daemon.layout import Group, Layout, Wishes
 from weighbridge.daemon.look import identity
 from weighbridge.daemon.looks import Order, order
 from weighbridge.daemon.loops import Turning
@@ -36,7 +37,8 @@ class Listing:
     """The loop's body: lists the whole prefix every `seconds`, and what `request` asked for at once.
 
     `hint` is called for every group that must be looked at: new, changed, gone, or waiting. What is settled and as it
-    was is known by 16 bytes a checkpoint, so that a million of them cost little memory.
+    was is known by 16 bytes a checkpoint, so that a million of them cost little memory. `judged` is called for every
+    model whose recipe or sets are others than at the listing before.
     """
 
     name = "listing"
@@ -49,10 +51,12 @@ class Listing:
         hint: Hint,
         *,
         seconds: float = 60.0,
+        judged: Callable[[str], None] = lambda model: None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._layout, self._db, self._hint = store, layout, db, hint
+        self._beside = Beside(judged)
         self._seconds, self._wake, self._clock = seconds, wake, clock
         self._lock = threading.Lock()
         self._requested: set[str] = set()
@@ -82,6 +86,7 @@ class Listing:
         """List one prefix now; return how many groups were hinted at."""
         settled = self._settled(turning)
         hinted = 0
+        self._beside.begin()
         different: list[tuple[Order, Group]] = []
         for number, (group, seen, newest) in enumerate(self._groups(prefix)):
             if number % _BEAT == 0:
@@ -95,6 +100,7 @@ class Listing:
                 settled.discard(known)
             else:
                 different.append((order(newest.timestamp(), group.path), group))
+        self._beside.end(whole=prefix == self._layout.prefix)
         return hinted + self._tell(different) + self._hint_rest(prefix, settled, turning)
 
     def _tell(self, different: list[tuple[Order, Group]]) -> int:
@@ -135,6 +141,8 @@ class Listing:
                 if group is not None:
                     yield group, hasher.update(b"".join(pending)).hexdigest(16), newest
                 place = self._layout.place(info.key)
+                if isinstance(place, Wishes):
+                    self._beside.see(place.model, info)
                 group = place if isinstance(place, Group) else None
                 inside = group.path if group is not None and group.folder else "\0"
                 hasher, pending, newest = blake3(), [], _NEVER

@@ -10,17 +10,12 @@ from blake3 import blake3
 
 from weighbridge.daemon.layout import Group, Layout
 from weighbridge.daemon.looks import Order, order
-from weighbridge.registry import recipe
-from weighbridge.registry.errors import InvalidRecipe
+from weighbridge.registry.judging import Judges
 from weighbridge.storage import completeness, names
 from weighbridge.storage import identity as identities
-from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import ObjectInfo, OpenWriter, Ref, Store
-from weighbridge.storage.safetensors_header import MalformedHeader, ShortFile, read_header
-
-MAX_RECIPE = 1 << 20
-"""Bytes of a recipe that are read."""
+from weighbridge.storage.protocols import ObjectInfo, Ref, Store
+from weighbridge.workers import judges
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +49,7 @@ class Found:
     proof: str
     reason: str
     seen: str
-    recipe_text: str | None
-    eval_pin: Ref | None
-    train_pin: Ref | None
+    judges: Judges
     wrong: str | None = None
 
     @property
@@ -79,10 +72,6 @@ class Found:
 Finding = Gone | Waits | Refused | Found
 
 
-class _Wait(Exception):
-    """What judges the checkpoint is not fit to judge."""
-
-
 def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = None) -> Finding:
     """List the group, assess it, read what judges it. Raises StorageUnavailable and the like: then nothing is known."""
     objects = completeness.listed(store, group.path)
@@ -102,11 +91,11 @@ def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = N
             case completeness.Unsupported(reason=reason):
                 return Refused(reason, seen, weights)
             case completeness.Refused(reason=reason, files=files):
-                return Found(files, "", reason, seen, *_judges(store, layout, group.model), wrong=reason)
+                return Found(files, "", reason, seen, judges.beside(store, layout.folder(group.model)), wrong=reason)
             case completeness.Complete(proof=proof, files=files, reason=reason):
-                return Found(files, proof, reason, seen, *_judges(store, layout, group.model))
-    except _Wait as wait:
-        return Waits(str(wait), seen, weights)
+                return Found(files, proof, reason, seen, judges.beside(store, layout.folder(group.model)))
+    except judges.Unfit as unfit:
+        return Waits(str(unfit), seen, weights)
 
 
 def digest(objects: Iterable[ObjectInfo]) -> str:
@@ -121,54 +110,3 @@ def identity(info: ObjectInfo) -> bytes:
     """What tells one content of one key from another in a listing. Cheap: there may be millions."""
     moment = int(info.modified.timestamp() * 1e6)
     return f"{info.key}\0{info.size}\0{info.etag}\0{info.version_id}\0{moment}\n".encode()
-
-
-def _judges(store: Store, layout: Layout, model: str) -> tuple[str | None, Ref | None, Ref | None]:
-    """The recipe's text and both sets' pins. Raises _Wait while one of them is being written, or is wrong."""
-    return (
-        _recipe(store, layout.recipe(model)),
-        _dataset(store, layout.evaluation(model), "evaluation"),
-        _dataset(store, layout.training(model), "training"),
-    )
-
-
-def _recipe(store: Store, key: str) -> str | None:
-    found = _settled(store, key)
-    if found is None:
-        return None
-    if found.size > MAX_RECIPE:
-        raise _Wait(f"{key} has {found.size:,} bytes; a recipe has at most {MAX_RECIPE:,}")
-    try:
-        text = store.get(key, if_match=found)
-        recipe.parse(text, name=key)
-        return text.decode()
-    except InvalidRecipe as error:
-        raise _Wait(f"the recipe is invalid: {error}") from error
-    except (ObjectNotFound, PreconditionFailed) as error:
-        raise _Wait(f"{key} changed while it was read") from error
-
-
-def _dataset(store: Store, key: str, which: str) -> Ref | None:
-    found = _settled(store, key)
-    if found is None:
-        return None
-    try:
-        read_header(store, found)
-    except (ShortFile, MalformedHeader) as error:
-        raise _Wait(f"the {which} set is not whole: {error}") from error
-    except (ObjectNotFound, PreconditionFailed) as error:
-        raise _Wait(f"{key} changed while it was read") from error
-    return found
-
-
-def _settled(store: Store, key: str) -> Ref | None:
-    """Pin a file that judges, if there is one. Raises _Wait while somebody writes it."""
-    try:
-        found = pin(store.head(key))
-        if isinstance(store, OpenWriter) and store.has_writer(key):
-            raise _Wait(f"{key} is still open for writing")
-    except ObjectNotFound:
-        return None
-    except InvalidKey as error:
-        raise _Wait(str(error)) from error
-    return found

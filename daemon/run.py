@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from weighbridge.daemon import systemd
 from weighbridge.daemon.dispatch import Dispatch
 from weighbridge.daemon.intake import Intake
+from weighbridge.daemon.judging import Judging
 from weighbridge.daemon.layout import Layout
 from weighbridge.daemon.listing import Listing
 from weighbridge.daemon.looks import Looks
@@ -86,6 +87,7 @@ class Daemon:
             policies=policies,
             settle_seconds=settings.settle_seconds,
             rescan=lambda prefix: self.listing.request(prefix),
+            judged=lambda model: self.judging.changed(model),
             wake=lambda: self._looking.wake(),
         )
         self.listing = Listing(
@@ -94,8 +96,10 @@ class Daemon:
             db,
             self.intake.hint,
             seconds=settings.list_seconds,
+            judged=self.intake.changed,
             wake=lambda: self._listing.wake(),
         )
+        self.judging = Judging(store, layout, db, notifier, policies=policies, wake=lambda: self._judging.wake())
         dispatch = Dispatch(
             db,
             sender,
@@ -114,12 +118,13 @@ class Daemon:
         )
         sequencer = Sequencer(db, notifier, owner, poll_seconds=settings.poll_seconds)
         self._looking, self._listing = Loop(self.intake, threads=LOOK_THREADS), Loop(self.listing)
-        self._reading = Loop(reading, threads=READ_THREADS)
+        self._reading, self._judging = Loop(reading, threads=READ_THREADS), Loop(self.judging)
         self._dispatch, self._sequencer = Loop(dispatch), Loop(sequencer)
         self.loops = [
             self._looking,
             self._reading,
             self._listing,
+            self._judging,
             self._dispatch,
             self._sequencer,
             Loop(reconcile),

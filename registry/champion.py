@@ -23,6 +23,8 @@ from weighbridge.registry.schemas import Slot
 
 CHAMPION, PREVIOUS = "champion", "previous"
 ORIGINAL = "original"
+_REPLACED = "replaced"
+"""In the state of a finished rollout: its version was withdrawn and another took its place, which stays there."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def finished(tx: Session, model_id: int, fleet: Mapping[str, str], version: int 
     if version is not None:
         query = query.where(Rollout.number == version)
     last = tx.scalars(query).one_or_none()
-    if last is None:
+    if last is None or last.state.get(_REPLACED):
         return None
     return still(tx, model_id, last.number, last.variants, pinned=bool(last.state.get("pinned")))
 
@@ -166,6 +168,21 @@ def withdraw(tx: Session, version: Version, reason: str) -> None:
         _point(tx, version.model_id, CHAMPION, before, actor="weighbridge", reason=words)
         if before is not None:
             _point(tx, version.model_id, PREVIOUS, None, actor="weighbridge", reason=words)
+    if number(tx, version.model_id) is not None:
+        for rollout in fleets(tx, version.model_id):
+            if rollout.number == version.number:
+                rollout.state = {**rollout.state, _REPLACED: True}
+                tx.add(rollout)
+        tx.flush()
+    converge(tx, version.model_id)
+
+
+def restore(tx: Session, version: Version, *, actor: str) -> None:
+    """The version is ready again: where nothing took its place, it is what its fleets serve, and the champion."""
+    mine = [rollout for rollout in fleets(tx, version.model_id) if rollout.number == version.number]
+    if number(tx, version.model_id) is None and mine:
+        reason = f"version {version.number} is back, and nothing had taken its place"
+        _point(tx, version.model_id, CHAMPION, version.number, actor=actor, reason=reason)
     converge(tx, version.model_id)
 
 

@@ -32,6 +32,7 @@ from weighbridge.registry.schemas import (
     Event,
     Host,
     Job,
+    Loss,
     Model,
     NewTemplate,
     NewToken,
@@ -164,16 +165,27 @@ class Client:
         return frames.frame(self, what, model, version)
 
     def rejudge(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
-        """Judge an ended version anew, by the newest recipe and evaluation set."""
-        return self._version_verb(model, version, "rejudge", reason)
+        """Judge an ended version anew, by the recipe and the evaluation set that lie there now."""
+        return self._version_verb(model, version, "rejudge", Decision(reason=reason))
 
-    def archive(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
-        """Put a version away for good; a fleet that serves it goes back."""
-        return self._version_verb(model, version, "archive", reason)
+    def archive(self, model: str, version: int | str, reason: str = "", *, force: bool = False) -> VersionDetail:
+        """Put a version away; a fleet that serves it goes back to the one before (`archive_loss` says who does).
 
-    def _version_verb(self, model: str, version: int | str, verb: str, reason: str) -> VersionDetail:
+        Raises LeavesNothing where there is nothing to go back to, unless it is `force`d.
+        """
+        return self._version_verb(model, version, "archive", Decision(reason=reason, force=force))
+
+    def archive_loss(self, model: str, version: int | str) -> Loss:
+        """What archiving a version would take from whom; changes nothing."""
+        return self._http.get(Loss, f"{_version(model, version)}/archive")
+
+    def unarchive(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
+        """Give an archived version back the status that it had. Raises Conflict when its blobs are gone."""
+        return self._version_verb(model, version, "unarchive", Decision(reason=reason))
+
+    def _version_verb(self, model: str, version: int | str, verb: str, decision: Decision) -> VersionDetail:
         path = f"{_version(model, version)}/{verb}"
-        return VersionDetail.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
+        return VersionDetail.model_validate_json(self._http.send("POST", path, body=decision).content)
 
     def aliases(self, model: str) -> Iterator[Alias]:
         return self._http.pages(Alias, f"/v1/models/{quoted(model)}/aliases")
@@ -324,9 +336,12 @@ class Client:
         before = version if version is not None else self.version(model, "previous").number
         return self.start_rollout(model, before, settings=settings, reason=reason)
 
-    def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "") -> Rollout:
-        """A person's decision. `actor` counts only on an open registry; elsewhere the token's name does."""
-        body = Decision(reason=reason, actor=actor)
+    def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "", *, force: bool = False) -> Rollout:
+        """A person's decision. `actor` counts only on an open registry; elsewhere the token's name does.
+
+        Raises LeavesNothing for an `abort` with nothing to go back to any more, unless it is `force`d.
+        """
+        body = Decision(reason=reason, actor=actor, force=force)
         return Rollout.model_validate_json(
             self._http.send("POST", f"/v1/rollouts/{rollout_id}/{verb}", body=body).content
         )
@@ -337,9 +352,9 @@ class Client:
     def resume(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
         return self.decide(rollout_id, "resume", reason, actor)
 
-    def abort(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
+    def abort(self, rollout_id: int, reason: str = "", actor: str = "", *, force: bool = False) -> Rollout:
         """End the rollout; its hosts go back to what they served before."""
-        return self.decide(rollout_id, "abort", reason, actor)
+        return self.decide(rollout_id, "abort", reason, actor, force=force)
 
     def promote(self, rollout_id: int, reason: str = "", actor: str = "") -> Rollout:
         """Skip the rest of the bake."""
@@ -356,10 +371,11 @@ class Client:
     def host(self, host_id: str) -> Host:
         return self._http.get(Host, f"/v1/hosts/{quoted(host_id)}")
 
-    def retire(self, host_id: str, reason: str = "") -> Host:
-        """Take a host out for good."""
+    def retire(self, host_id: str, reason: str = "", *, force: bool = False) -> Host:
+        """Take a host out for good. Raises LeavesNothing for the last one that serves a model, unless `force`d."""
         path = f"/v1/hosts/{quoted(host_id)}/retire"
-        return Host.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
+        body = Decision(reason=reason, force=force)
+        return Host.model_validate_json(self._http.send("POST", path, body=body).content)
 
     # --- hosts, as they speak for themselves (docs/host-protocol.md)
 
@@ -387,8 +403,9 @@ class Client:
     def tokens(self) -> Iterator[Token]:
         return self._http.pages(Token, "/v1/tokens")
 
-    def revoke_token(self, token_id: int) -> None:
-        self._http.send("DELETE", f"/v1/tokens/{token_id}")
+    def revoke_token(self, token_id: int, *, force: bool = False) -> None:
+        """End a token at once. Raises Conflict for that of a host that serves, unless it is `force`d."""
+        self._http.send("DELETE", f"/v1/tokens/{token_id}", params={"force": force or None})
 
 
 def _version(model: str, version: int | str) -> str:

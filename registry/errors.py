@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RegistryError(Exception):
     """The root. `status` is the HTTP status that the API answers with, `code` the problem's stable name."""
@@ -26,6 +28,25 @@ class Conflict(RegistryError):
 
     status = 409
     code = "conflict"
+
+
+class LeavesNothing(Conflict):
+    """What was asked would leave hosts, or those that join, with nothing to serve; `force` does it all the same.
+
+    `model`, `hosts` and `aliases` name what would be lost.
+    """
+
+    code = "leaves-nothing"
+
+    def __init__(
+        self, what: str, model: str, *, hosts: Sequence[str] = (), aliases: Sequence[str] = (), instead: str
+    ) -> None:
+        whom = f"hosts {', '.join(hosts)}" if hosts else f"the fleet of {model}"
+        lost = f" ({', '.join(aliases)} would name nothing that is served)" if aliases else ""
+        super().__init__(
+            f"{what} leaves {whom} with nothing of {model} to serve{lost}: {instead}; or force it (--force, force=true)"
+        )
+        self.model, self.hosts, self.aliases = model, list(hosts), list(aliases)
 
 
 class RevisionMismatch(Conflict):

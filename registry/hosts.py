@@ -14,11 +14,13 @@ from sqlmodel import col
 
 from weighbridge.registry import db, events, jobs, tokens
 from weighbridge.registry.db import Session
-from weighbridge.registry.errors import Conflict, Forbidden, Invalid, NotFound
-from weighbridge.registry.models import ArtifactBlob, Assignment, Host, Model
+from weighbridge.registry.errors import Conflict, Forbidden, Invalid, LeavesNothing, NotFound
+from weighbridge.registry.models import ArtifactBlob, Assignment, Host, Model, Token
 from weighbridge.registry.schemas import Desired, DesiredModel, Enrolled, Enrolment, Slot
 from weighbridge.registry.tokens import Principal
 
+SILENT = 15.0
+"""Seconds without a word after which a host counts as silent, where no setting says otherwise."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -141,13 +143,26 @@ def fleet(tx: Session, labels: Mapping[str, str]) -> Sequence[Host]:
     return [host for host in hosts if labels.items() <= host.labels.items()]
 
 
-def retire(tx: Session, host_id: str, *, actor: str, reason: str = "") -> Host:
-    """Take a host out for good: no assignments, its tokens end. Raises NotFound; retiring twice is no error."""
+def retire(
+    tx: Session, host_id: str, *, actor: str, reason: str = "", force: bool = False, silent_seconds: float = SILENT
+) -> Host:
+    """Take a host out for good: no assignments, its tokens end.
+
+    Raises NotFound; LeavesNothing for the last host that serves a model, unless that is `force`d. Retiring twice is no
+    error.
+    """
     host = lock(tx, host_id)
     if host is None:
         raise NotFound("host", host_id)
     if host.state == "retired":
         return host
+    if not force and (alone := alone_with(tx, host, silent_seconds)):
+        raise LeavesNothing(
+            f"retiring host {host.name}",
+            ", ".join(alone),
+            hosts=[host.name],
+            instead="start another host first",
+        )
     for row in tx.scalars(select(Assignment).where(col(Assignment.host_id) == host_id)).all():
         if row.rollout_id is not None:
             jobs.wake(tx, "rollout", row.rollout_id)
@@ -159,6 +174,40 @@ def retire(tx: Session, host_id: str, *, actor: str, reason: str = "") -> Host:
     tx.flush()
     events.record(tx, "host.retired", subject=f"host:{host_id}", after={"name": host.name}, actor=actor, reason=reason)
     return host
+
+
+def alone_with(tx: Session, host: Host, silent_seconds: float = SILENT) -> list[str]:
+    """The models that this host serves and no other one does. What is silent serves nothing."""
+    served: dict[str, set[str]] = {}
+    rows = tx.execute(
+        select(Assignment, col(Model.name), Host)
+        .join(Model, col(Model.id) == col(Assignment.model_id))
+        .join(Host, col(Host.id) == col(Assignment.host_id))
+        .where(col(Host.state) == "enrolled")
+    )
+    now = db.clock(tx)
+    for row, model, holder in rows:
+        if row.live_at is not None and row.slots and not is_silent(holder, now, silent_seconds):
+            served.setdefault(model, set()).add(holder.id)
+    return sorted(model for model, holders in served.items() if holders == {host.id})
+
+
+def prove_idle(tx: Session, token_id: int, silent_seconds: float = SILENT) -> None:
+    """Raise Conflict where a token is that of a host which serves: without it the host is cut off."""
+    token = tx.get(Token, token_id)
+    host = tx.get(Host, token.host_id) if token is not None and token.role == "host" and token.host_id else None
+    if host is None or token is None or token.revoked_at is not None or host.state != "enrolled":
+        return
+    if not is_silent(host, db.clock(tx), silent_seconds):
+        raise Conflict(
+            f"token {token_id} is that of host {host.name}, which uses it: `weighbridge retire {host.name}` takes the "
+            "host out; or force it (--force, force=true), and the host is cut off"
+        )
+
+
+def is_silent(host: Host, now: float, silent_seconds: float = SILENT) -> bool:
+    """Whether nothing was heard of a host for so long, by the database's clock."""
+    return host.seen_at is None or now - host.seen_at > silent_seconds
 
 
 def may_fetch(tx: Session, host_id: str, digest: str) -> bool:

@@ -26,7 +26,7 @@ class VersionStatus(StrEnum):
     SUPERSEDED = "superseded"
     """Its bytes changed in the bucket before they were safe in the artifact store."""
     ARCHIVED = "archived"
-    """Put away by a person; no host is given it any more."""
+    """Put away by a person; no host is given it until they bring it back."""
     DUPLICATE = "duplicate"
     """The same weights as another version of the model, which is the one that is judged and served."""
 
@@ -127,13 +127,14 @@ TRANSITIONS: Mapping[StrEnum, frozenset[StrEnum]] = MappingProxyType(
         V.DISCOVERED: frozenset({V.READY, V.REJECTED, V.QUARANTINED, V.NEEDS_BINDING, V.SUPERSEDED, V.DUPLICATE}),
         # A fast-lane version is evaluated after it became ready, and may fail then.
         V.READY: frozenset({V.REJECTED, V.QUARANTINED, V.ARCHIVED}),
-        # `rejudge` opens these again; a new template does so for needs_binding.
+        # `rejudge` opens these again; so does what they lacked (judging.need), and a new template for needs_binding.
         V.REJECTED: frozenset({V.DISCOVERED, V.ARCHIVED}),
         V.QUARANTINED: frozenset({V.DISCOVERED, V.ARCHIVED}),
         V.NEEDS_BINDING: frozenset({V.DISCOVERED, V.ARCHIVED}),
         # Its weights proved to lie there as they did: only their dates, or what is beside them, had changed.
         V.SUPERSEDED: frozenset({V.DISCOVERED, V.ARCHIVED}),
-        V.ARCHIVED: frozenset(),
+        # `unarchive` gives back what it was.
+        V.ARCHIVED: frozenset({V.READY, V.REJECTED, V.QUARANTINED, V.NEEDS_BINDING, V.SUPERSEDED}),
         # Its owner's bytes are lost, and these are the same.
         V.DUPLICATE: frozenset({V.DISCOVERED}),
         R.PENDING: frozenset({R.RUNNING, R.ABORTED}),
@@ -297,6 +298,9 @@ def plan_variant(
     if status is S.PENDING:
         return _build(reason, jobs, shards)
     if status is S.READY:
+        for job in jobs:  # evaluated again, on a set that was not there
+            if job.stage is Stage.EVALUATE and (ended := _variant_ended(job)) is not None:
+                return ended
         there = {job.part for job in jobs if job.stage is Stage.BENCHMARK}
         return VariantPlan(status, reason, tuple((Stage.BENCHMARK, kind) for kind in kinds if kind not in there))
     return VariantPlan(status, reason)

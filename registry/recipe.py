@@ -59,6 +59,8 @@ class Gate(_Strict):
     min: Magnitude | None = None
     max: Magnitude | None = None
     max_drop: Annotated[Magnitude, Field(ge=0)] | None = None
+    required: bool = False
+    """Fails a version whose task has no such metric; else the gate is not applicable to it."""
 
     @model_validator(mode="after")
     def _some(self) -> Gate:

@@ -20,7 +20,7 @@ from sqlmodel import col, select
 from weighbridge.registry import champion, events, hosts, identity, jobs, lifecycle, rollout_settings, rollout_variants
 from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
-from weighbridge.registry.errors import Conflict, NotFound
+from weighbridge.registry.errors import Conflict, LeavesNothing, NotFound
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, Stage, VersionStatus
 from weighbridge.registry.models import Job, Model, Rollout, RolloutStep, Version
 from weighbridge.registry.recipe import NO_POLICY, Policy, RolloutSettings, policy_for
@@ -147,8 +147,12 @@ def improve(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Ro
     return None
 
 
-def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str = "") -> Rollout:
-    """Carry out a person's decision. Raises NotFound, Conflict where the rollout's status does not allow it."""
+def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str = "", force: bool = False) -> Rollout:
+    """Carry out a person's decision.
+
+    Raises NotFound, Conflict where the rollout's status does not allow it; LeavesNothing for an `abort` whose hosts
+    served something before that may not be served any more, unless it is `force`d.
+    """
     rollout = lock(tx, rollout_id)
     status = RolloutStatus(rollout.status)
     if status not in _ALLOWED[verb]:
@@ -157,6 +161,8 @@ def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str 
     if verb in _BECOMES:
         move(rollout, _BECOMES[verb], "" if verb != "pause" else f"paused by {actor}" + (reason and f": {reason}"))
     elif verb == "abort":
+        if not force:
+            _prove_a_way_back(tx, rollout)
         rollout.request = {"verb": verb, "actor": actor, "reason": reason}
     else:
         rollout.state = {**rollout.state, "promoted": rollout.wave}
@@ -164,6 +170,22 @@ def decide(tx: Session, rollout_id: int, verb: Verb, *, actor: str, reason: str 
     report(tx, rollout, _PAST[verb], before={"status": status}, actor=actor, reason=reason)
     jobs.wake(tx, "rollout", rollout_id)
     return rollout
+
+
+def _prove_a_way_back(tx: Session, rollout: Rollout) -> None:
+    """Raise LeavesNothing where what its hosts served before was withdrawn. A first rollout has nothing to go back to,
+    and took nothing from anybody."""
+    given, back = rollout.state.get("given", ()), rollout.from_number
+    if not given or back is None or champion.slot(tx, rollout.model_id, back) is not None:
+        return
+    model = tx.get_one(Model, rollout.model_id).name
+    names = [hosts.get(tx, host_id).name for host_id in given]
+    raise LeavesNothing(
+        f"aborting rollout {rollout.id} (version {back}, before it, may not be served any more)",
+        model,
+        hosts=names,
+        instead=f"`weighbridge unarchive {model} {back}`, or let it go on",
+    )
 
 
 def keep_served(tx: Session, rollout: Rollout) -> None:

@@ -490,6 +490,23 @@ class Decision(Sent):
     reason: limits.Prose = ""
     actor: limits.Actor = ""
     """Only on an open (loopback) registry; elsewhere the token's name counts."""
+    force: bool = False
+    """Also where a fleet would be left with nothing to serve (`leaves-nothing`)."""
+
+
+class Loss(Wire):
+    """What archiving a version would take from whom. Hosts by their names."""
+
+    hosts: list[str] = []
+    """Those that hold it."""
+    aliases: list[str] = []
+    """Those that name it."""
+    bare: list[str] = []
+    """Those of the hosts that would be left with nothing of its model."""
+    champion: int | None = None
+    """The champion afterwards; None: there would be none."""
+    leaves_nothing: bool = False
+    """The registry refuses it unless it is forced."""
 
 
 # --- tokens

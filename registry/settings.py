@@ -21,6 +21,11 @@ class RegistrySettings(BaseModel):
     )
     token: SecretStr | None = Field(default=None, description="Bearer token that this process calls the API with.")
     poll_seconds: float = Field(default=0.25, gt=0, description="How often long polls look without a notification (s).")
+    silent_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="A host that says nothing for so long is shown as silent (s); three times host.report_seconds.",
+    )
     page_size: int = Field(default=100, ge=1, le=1000, description="Rows a page when the caller names no number.")
     presign_seconds: int = Field(
         default=0,

@@ -132,6 +132,13 @@ def jobs_of(tx: Session, version_id: int) -> dict[str, list[Job]]:
     return found
 
 
+def evaluations(tx: Session, version: Version, status: VariantStatus) -> list[Job]:
+    """The ended evaluations of the version's variants of this status, in its present judgement."""
+    ids = [_id(row) for row in listing(tx, _id(version)) if row.status == status]
+    ended = _jobs(ids).where(col(Job.stage) == Stage.EVALUATE, col(Job.state) == JobState.DONE)
+    return list(tx.scalars(ended.where(col(Job.key).endswith(f":{version.judgement}")).order_by(col(Job.id))))
+
+
 def settled(tx: Session, version_id: int) -> bool:
     """Whether nothing is to come: no variant is pending, none of their jobs is queued or running.
 
@@ -180,6 +187,13 @@ def _jobs(variant_ids: Collection[int]) -> Any:
 def cancel(tx: Session, version_id: int) -> int:
     """The version is not ready any more: end the jobs of its variants; return how many."""
     return sum(jobs.cancel(tx, "variant", row.id) for row in listing(tx, version_id) if row.id is not None)
+
+
+def resume(tx: Session, version: Version) -> list[Job]:
+    """The version is ready once more, by the judgement that it had: go on with what `cancel` ended."""
+    mine = _jobs([_id(row) for row in listing(tx, _id(version))]).where(col(Job.state) == JobState.CANCELLED)
+    ended = tx.scalars(mine.where(col(Job.key).endswith(f":{version.judgement}")).order_by(col(Job.id))).all()
+    return [jobs.again(tx, _id(job), job.max_attempts) for job in ended]
 
 
 def overdue(tx: Session, limit: int = 100) -> list[int]:

@@ -29,7 +29,7 @@ from weighbridge.registry.lifecycle import (
     VersionStatus,
 )
 from weighbridge.registry.models import Alias, CheckpointFile, Job, Model, Recipe, Variant, Version
-from weighbridge.registry.recipe import Policy, policy_for
+from weighbridge.registry.recipe import Policy
 from weighbridge.storage.identity import weights as weights_of
 from weighbridge.storage.identity import written_at
 from weighbridge.storage.protocols import Ref
@@ -117,11 +117,11 @@ def record(
     told = {"path": path, "proof": proof, "unproven": unproven, "recipe": recipe.digest, "size": version.size}
     _tell(tx, version, model, "recorded", after=told, actor=actor, reason=proof_reason)
     if refused is not None:
-        _move(tx, version, model, VersionStatus.QUARANTINED, refused, actor=actor)
+        move(tx, version, model, VersionStatus.QUARANTINED, refused, actor=actor)
         return Recorded(version, True, [])
     if weights is not None and (owner := identity.having(tx, row.id, weights)) is not None:
         reason = identity.duplicate(tx, version, owner, model)
-        _move(tx, version, model, VersionStatus.DUPLICATE, reason, actor=actor)
+        move(tx, version, model, VersionStatus.DUPLICATE, reason, actor=actor)
         return Recorded(version, True, _roll_out(tx, version, VersionStatus.DISCOVERED, (policy,)))
     return Recorded(version, True, _insert_jobs(tx, version, (Stage.VALIDATE,)))
 
@@ -178,7 +178,7 @@ def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Poli
     plan = lifecycle.plan(old, version.reason, fast=_fast(tx, version), jobs=_views(tx, version))
     if plan.status is not old:
         model = tx.get_one(Model, version.model_id)
-        _move(tx, version, model.name, plan.status, plan.reason, actor=actor)
+        move(tx, version, model.name, plan.status, plan.reason, actor=actor)
     elif (reason := limits.prose(plan.reason)) != version.reason:
         version.reason = reason
         version.revision += 1
@@ -192,11 +192,20 @@ def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Poli
     return new + _roll_out(tx, version, old, policies)
 
 
+def waits(tx: Session, version_id: int, reason: str) -> None:
+    """Say on a version that is being judged what its judgement waits for. Raises NotFound."""
+    version = lock(tx, version_id)
+    if version.status == VersionStatus.DISCOVERED and version.reason != reason:
+        version.reason = reason
+        version.revision += 1
+        tx.flush()
+
+
 def overdue(tx: Session, limit: int = 100) -> list[int]:
     """Return ids of versions that no open job will move: their last one failed by its lease, or a `plan` was lost."""
-    key = literal("version:") + cast(col(Version.id), String) + ":" + col(Job.stage)
-    key = key + ":" + cast(col(Version.judgement), String)
-    mine = and_(col(Job.subject_type) == "version", col(Job.subject_id) == col(Version.id), col(Job.key) == key)
+    named = literal("version:") + cast(col(Version.id), String) + ":" + col(Job.stage)
+    named = named + ":" + cast(col(Version.judgement), String)
+    mine = and_(col(Job.subject_type) == "version", col(Job.subject_id) == col(Version.id), col(Job.key) == named)
     waiting = exists().where(mine, col(Job.state).in_([JobState.QUEUED, JobState.RUNNING]))
     told = exists().where(mine, col(Job.state) == JobState.SET_ASIDE)
     told = told.where(col(Version.reason).startswith(col(Job.stage) + lifecycle.UNFINISHED))
@@ -207,27 +216,24 @@ def overdue(tx: Session, limit: int = 100) -> list[int]:
     return [row for row in tx.scalars(stuck.union(failed).limit(limit)) if row is not None]
 
 
-def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str, policies: Sequence[Policy]) -> list[Job]:
-    """Judge a version anew, by the model's newest recipe and evaluation set under today's policy. Return the jobs.
+def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str) -> list[Job]:
+    """Judge a version anew, by the recipe and the sets that lie there when its judgement begins. Return the jobs.
 
-    Raises NotFound, Conflict unless it ended as rejected, quarantined or needs_binding, or its job was set aside.
+    Raises NotFound, Conflict unless it ended as rejected, quarantined, needs_binding or superseded, or its job was set
+    aside.
     """
-    version = lock(tx, _id(get(tx, model, number)))
-    newest = _recorded_last(tx, version.model_id)  # what it pins was read last
-    pinned = tx.get(Recipe, newest.recipe_id) if newest.recipe_id is not None else None
-    recipe = recipes.pin(tx, model, pinned.text if pinned else None, policy_for(model, tuple(policies)))
-    version.recipe_id, version.eval_pin, version.train_pin = recipe.id, newest.eval_pin, newest.train_pin
-    return reopen(tx, version, model, actor=actor, reason=reason)
+    return reopen(tx, lock(tx, _id(get(tx, model, number))), model, actor=actor, reason=reason)
 
 
 def reopen(tx: Session, version: Version, model: str, *, actor: str, reason: str) -> list[Job]:
-    """Begin a new judgement of a locked version by the recipe that it pins. Raises Conflict."""
-    version.ready_at = None
+    """Begin a new judgement of a locked version; whoever validates it pins what judges it. Raises Conflict."""
     if version.status == VersionStatus.DISCOVERED:
         _restart(tx, version, model, actor=actor, reason=reason)
     else:
-        _move(tx, version, model, VersionStatus.DISCOVERED, "", actor=actor, why=reason)
+        move(tx, version, model, VersionStatus.DISCOVERED, "", actor=actor, why=reason)
     version.judgement += 1
+    version.ready_at = None
+    version.recipe_id = version.eval_pin = version.train_pin = None
     tx.flush()
     return _insert_jobs(tx, version, (Stage.VALIDATE,))
 
@@ -241,13 +247,11 @@ def _restart(tx: Session, version: Version, model: str, *, actor: str, reason: s
     _tell(tx, version, model, "reopened", actor=actor, reason=reason)
 
 
-def archive(tx: Session, model: str, number: int, *, actor: str, reason: str) -> Version:
-    """Put a version away for good; a fleet that serves it goes back. Raises NotFound, Conflict."""
-    version = lock(tx, _id(get(tx, model, number)))
+def archive(tx: Session, version: Version, model: str, *, actor: str, reason: str) -> None:
+    """Put a locked version away, whatever that takes from whom (`archiving` looks first). Raises Conflict."""
     old = VersionStatus(version.status)
-    _move(tx, version, model, VersionStatus.ARCHIVED, reason, actor=actor)
+    move(tx, version, model, VersionStatus.ARCHIVED, reason, actor=actor)
     _roll_out(tx, version, old, ())
-    return version
 
 
 def judged_by(tx: Session, version: Version) -> Recipe | None:
@@ -255,15 +259,15 @@ def judged_by(tx: Session, version: Version) -> Recipe | None:
     return tx.get(Recipe, version.recipe_id) if version.recipe_id is not None else None
 
 
+def key(version: Version, stage: Stage) -> str:
+    """The key of a stage's job in the version's present judgement."""
+    return f"version:{version.id}:{stage}:{version.judgement}"
+
+
 def files(tx: Session, version_id: int) -> list[CheckpointFile]:
     """The version's pinned files, by key."""
     mine = select(CheckpointFile).where(col(CheckpointFile.version_id) == version_id)
     return list(tx.scalars(mine.order_by(col(CheckpointFile.key))))
-
-
-def _recorded_last(tx: Session, model_id: int) -> Version:
-    mine = select(Version).where(col(Version.model_id) == model_id)
-    return tx.scalars(mine.order_by(col(Version.number).desc()).limit(1)).one()
 
 
 def _id(version: Version) -> int:
@@ -282,7 +286,7 @@ def _next_number(tx: Session, model_id: int) -> int:
 
 def _views(tx: Session, version: Version) -> list[JobView]:
     """The jobs of the present judgement, in the words of `plan`."""
-    keys = [_key(version, stage) for stage in _STAGES]
+    keys = [key(version, stage) for stage in _STAGES]
     columns = (col(Job.stage), col(Job.state), col(Job.verdict), col(Job.reason))
     return [
         JobView(Stage(stage), JobState(state), Verdict(verdict) if verdict else None, reason)
@@ -295,23 +299,19 @@ def _fast(tx: Session, version: Version) -> bool:
     return recipe is not None and recipe.effective.get("lane") == "fast"
 
 
-def _key(version: Version, stage: Stage) -> str:
-    return f"version:{version.id}:{stage}:{version.judgement}"
-
-
 def _insert_jobs(tx: Session, version: Version, stages: Sequence[Stage]) -> list[Job]:
     inserted = [
-        jobs.insert(tx, key=_key(version, stage), subject_type="version", subject_id=_id(version), stage=stage)
+        jobs.insert(tx, key=key(version, stage), subject_type="version", subject_id=_id(version), stage=stage)
         for stage in stages
     ]
     return [job for job in inserted if job is not None]
 
 
-def _move(
+def move(
     tx: Session, version: Version, model: str, status: VersionStatus, reason: str, *, actor: str, why: str = ""
 ) -> None:
     """Change the status, and with it the original variant and the jobs that nobody needs now. Raises Conflict."""
-    old = VersionStatus(version.status)
+    old, was = VersionStatus(version.status), version.reason
     try:
         lifecycle.check(old, status)
     except IllegalTransition as exc:
@@ -331,6 +331,8 @@ def _move(
         tx.execute(update(Variant).where(original).values(status=_VARIANT[status], reason=reason))
     tx.flush()
     before, after = {"status": str(old)}, {"status": str(status)}
+    if status is VersionStatus.ARCHIVED:
+        before |= {"reason": was}  # `unarchive` gives both back
     if version.duplicate_of is not None:
         after |= {"path": version.path, "duplicate_of": str(version.duplicate_of)}
     _tell(tx, version, model, str(status), before=before, after=after, actor=actor, reason=why or reason)

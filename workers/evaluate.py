@@ -1,8 +1,9 @@
 """The stage *evaluate*: how good an artifact is on its evaluation set, and whether its gates pass. No Celery, no SQL.
 
-What no gate asks for and nobody can measure is *not applicable*. But where gates stand, an evaluation set that is
-absent or wrong rejects, naming its rule: a gate without evidence is not passed, and the registry takes *not applicable*
-for "go on". A variant is judged against its original instead: `compare`.
+What no gate asks for and nobody can measure is *not applicable*; so is a gate of a metric that the task does not have,
+unless it is `required`. But where other gates stand, an evaluation set that is absent or wrong rejects, naming its
+rule: a gate without evidence is not passed, and the registry takes *not applicable* for "go on". A variant is judged
+against its original instead: `compare`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Gate, Quality, Task
-from weighbridge.registry.schemas import GateResult, Metric
-from weighbridge.workers.evaluation import gates, reading, runs, tasks
-from weighbridge.workers.evaluation.bootstrap import ERRORS
+from weighbridge.registry.schemas import Metric
+from weighbridge.workers.evaluation import reading, runs, tasks, verdicts
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.evaluation.datasets import BadDataset, open_dataset
+from weighbridge.workers.evaluation.verdicts import Compared
 from weighbridge.workers.outcome import Outcome
 
 __all__ = ["Champion", "CompareTask", "EvaluateTask", "compare", "evaluate", "main"]
+
+
+NO_SET = "there is no eval.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class EvaluateTask:
     output: str | None = None
     threshold: float | None = None
     """Which output the metrics read, and where one number a row divides the classes; None: by rule (`reading`)."""
+    absent: str = NO_SET
+    """Why there is no dataset."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     `cache` gives a blob as a local file. Raises only what that raises, and MemoryError (a retry may cure both).
     """
     if task.dataset is None:
-        return _unmeasured(task, "there is no eval.safetensors")
+        return _unmeasured(task, task.absent)
     try:
         scores = _score(task.artifact, task.dataset, task, cache, progress)
     except BadDataset as wrong:
@@ -86,7 +92,7 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     if not scores.values:
         return _unmeasured(task, f"{task.task} has no metric of its own without labels of classes in eval.safetensors")
     compared = _champion(task, task.dataset, cache)
-    results = [result for gate in task.gates for result in _judge(gate, scores.values, compared)]
+    results = [result for gate in task.gates for result in verdicts.judge(gate, task.task, scores.values, compared)]
     facts: dict[str, Any] = {"dataset_digest": task.dataset, "count": scores.rows, "evidence": {"evaluated": True}}
     facts |= {"output": scores.output} | ({"notes": list(scores.notes)} if scores.notes else {})
     rows: dict[str, Any] = {"gates": results, "metrics": _metrics(scores, task.dataset)}
@@ -105,75 +111,25 @@ _LONG = ("precision", "recall")
 
 def _unmeasured(task: EvaluateTask, reason: str) -> Outcome:
     facts = {"dataset_digest": task.dataset, "evidence": {"evaluated": False}}
-    if not task.gates:
-        return Outcome.not_applicable(reason, facts)
-    results = [
-        gates.unmeasured(f"{gate.metric}.{bound}", limit, reason)
-        for gate in task.gates
-        for bound, limit in _bounds(gate)
-    ]
-    return Outcome.rejected(f"the gates cannot be judged: {reason}", facts, gates=results)
+    results = verdicts.unmeasured(task.gates, task.task, reason)
+    if any(result.verdict == "failed" for result in results):
+        return Outcome.rejected(f"the gates cannot be judged: {reason}", facts, gates=results)
+    return Outcome.not_applicable(reason, facts, gates=results)
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """The champion's scores on the same set, or why there are none; `number` is None without a champion."""
-
-    number: int | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    reason: str = ""
-
-
-def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> _Compared:
+def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> Compared:
     """Evaluated again only where a `max_drop` needs a number that is not known."""
     champion = task.champion
     if champion is None:
-        return _Compared()
-    if {gate.metric for gate in task.gates if gate.max_drop is not None} <= champion.scores.keys():
-        return _Compared(champion.number, champion.scores)
+        return Compared()
+    asked = {gate.metric for gate in task.gates if gate.max_drop is not None and verdicts.concerns(gate, task.task)}
+    if asked <= champion.scores.keys():
+        return Compared(champion.number, champion.scores)
     try:
         scores = _score(champion.artifact, dataset, task, cache, None)
     except (BadDataset, EngineError, reading.Unclear) as wrong:
-        return _Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
-    return _Compared(champion.number, scores.values)
-
-
-def _judge(gate: Gate, scores: Mapping[str, float], compared: _Compared) -> list[GateResult]:
-    """One result per bound of a gate; a metric that the task does not measure fails them."""
-    results = []
-    for bound, limit in _bounds(gate):
-        name = f"{gate.metric}.{bound}"
-        if gate.metric not in scores:
-            results.append(gates.unmeasured(name, limit, f"{gate.metric} is not measured ({', '.join(scores)} are)"))
-        elif bound == "max_drop":
-            results.append(_judge_drop(gate.metric, limit, scores[gate.metric], compared))
-        else:
-            results.append(gates.bound(name, gate.metric, scores[gate.metric], limit, least=bound == "min"))
-    return results
-
-
-def _judge_drop(metric: str, limit: float, seen: float, champion: _Compared) -> GateResult:
-    """How much worse than the champion: less, or of an error more.
-
-    A champion that cannot be compared with fails the gate; none at all leaves the decision to `min`.
-    """
-    gate = f"{metric}.max_drop"
-    if champion.number is not None and (champion.reason or metric not in champion.scores):
-        reason = champion.reason or f"champion {champion.number} has none on this set"
-        return gates.unmeasured(gate, limit, f"{metric}: {reason} (max_drop {limit:g})")
-    if champion.number is None:
-        reason = f"{metric}: there is no champion to compare with (max_drop {limit:g})"
-        return GateResult(gate=gate, verdict="not_applicable", limit=limit, reason=reason)
-    known = champion.scores[metric]
-    drop = seen - known if metric in ERRORS else known - seen
-    reason = f"{metric} {seen:.4g} is {abs(seen - known):.4g} {'below' if seen < known else 'above'} champion"
-    reason += f" {champion.number}'s {known:.4g} (max_drop {limit:g})"
-    return gates.result(gate, drop <= limit + 1e-12, drop, limit, reason)  # 0.9 − 0.8 is a little more than 0.1
-
-
-def _bounds(gate: Gate) -> list[tuple[str, float]]:
-    bounds = (("min", gate.min), ("max", gate.max), ("max_drop", gate.max_drop))
-    return [(name, limit) for name, limit in bounds if limit is not None]
+        return Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
+    return Compared(champion.number, scores.values)
 
 
 def _score(

@@ -57,6 +57,6 @@ class Outcome:
         return cls(Verdict.DUPLICATE, reason, facts or {})
 
     @classmethod
-    def not_applicable(cls, reason: str, facts: Mapping[str, Any] | None = None) -> Outcome:
+    def not_applicable(cls, reason: str, facts: Mapping[str, Any] | None = None, **rows: Any) -> Outcome:
         """There is nothing to measure, and nothing demands that it be measured. Never a pass."""
-        return cls(Verdict.NOT_APPLICABLE, reason, facts or {})
+        return cls(Verdict.NOT_APPLICABLE, reason, facts or {}, **rows)

@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from weighbridge.engines import hardware
 from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import TensorSpec
-from weighbridge.registry import artifacts, champion, identity, jobs, templates, versions
+from weighbridge.registry import artifacts, champion, identity, jobs, judging, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import Stage, Verdict, VersionStatus
@@ -22,6 +22,7 @@ from weighbridge.registry.models import CheckpointFile, Metric, Model, Template,
 from weighbridge.registry.recipe import ZERO_TAIL, Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.protocols import Ref, Store
+from weighbridge.workers import judges
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
 from weighbridge.workers.confined.confine import Confine, Exceeded
@@ -29,7 +30,7 @@ from weighbridge.workers.confined.order import Limits
 from weighbridge.workers.confined.work import Here, Performer
 from weighbridge.workers.datasets import Changed, Datasets
 from weighbridge.workers.desk import Desk, OwnDesk
-from weighbridge.workers.evaluate import Champion, EvaluateTask
+from weighbridge.workers.evaluate import NO_SET, Champion, EvaluateTask
 from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.run import RunSettings
@@ -79,7 +80,18 @@ class TorchStages:
         heartbeat.check()
         return partial(record, claim=claim, outcome=outcome)
 
+    def _pin(self, version_id: int) -> None:
+        """A version that is judged anew is so by what lies there now. Raises judges.Unfit while that is not fit."""
+        with self._db.read() as tx:
+            version = tx.get_one(Version, version_id)
+            policy = policy_for(tx.get_one(Model, version.model_id).name, self._policies)
+        if version.recipe_id is None:
+            there = judges.beside(self._source, judges.folder_of(version.path))
+            with self._db.transaction() as tx:
+                judging.pin(tx, version_id, version.judgement, there, policy)
+
     def _validate(self, version_id: int, heartbeat: Heartbeat) -> Outcome:
+        self._pin(version_id)
         with self._db.read() as tx:
             version, model, recipe = self._subject(tx, version_id)
             files = tuple(_ref(file) for file in versions.files(tx, version_id))
@@ -112,13 +124,15 @@ class TorchStages:
             version, model, recipe = self._subject(tx, version_id)
             artifact = artifacts.find_variant(tx, version_id).artifact_digest
         assert artifact is not None, "evaluation follows a validation that passed"
+        dataset, absent = None, NO_SET
         try:
             dataset = self._datasets.evaluation(version)
-        except Changed as changed:
-            return Outcome.rejected(str(changed))
+        except Changed as changed:  # the daemon has it judged again by the set that is there
+            absent = str(changed)
         task = EvaluateTask(
             artifact=artifact,
             dataset=dataset,
+            absent=absent,
             gates=tuple(gate for gate in recipe.gates if gate.metric != ZERO_TAIL),
             champion=self._champion(version, recipe, dataset),
             task=recipe.task,

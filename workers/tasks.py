@@ -24,12 +24,13 @@ from weighbridge.registry.recipe import Policy
 from weighbridge.storage.errors import AccessDenied, BucketNotFound, StorageError, StorageFull, StorageUnavailable
 from weighbridge.workers import queue, rollout
 from weighbridge.workers.heartbeat import Heartbeat
+from weighbridge.workers.judges import Unfit
 from weighbridge.workers.ours import ChildDied, ChildFailed, OwnFailure, is_ours
 from weighbridge.workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
-CURABLE = (StorageUnavailable, BucketNotFound, AccessDenied, StorageFull, Unavailable)
+CURABLE = (StorageUnavailable, BucketNotFound, AccessDenied, StorageFull, Unavailable, Unfit)
 """What lies around the job, not in it: it waits, however long, and no attempt is used up."""
 _MOST_WAITS = 100
 """Tries after which a job ends that waits for what lies around it, but for a store or a database that is away: with
@@ -134,8 +135,10 @@ class Worker:
             jobs.set_aside(tx, claim, f"gave up after {claim.attempt} tries: {_words(exc)}")
             return
         logger.warning("job %s waits: %s", claim.job_id, exc)
-        pause = self._pause(claim, _LONGEST_PAUSE if away else _LONGEST_WAIT)
-        jobs.release(tx, claim, clock(tx) + pause, f"waits: {_words(exc)}")
+        said = f"waits: {_words(exc)}"
+        if claim.subject_type == "version":
+            versions.waits(tx, claim.subject_id, said)
+        jobs.release(tx, claim, clock(tx) + self._pause(claim, _LONGEST_PAUSE if away else _LONGEST_WAIT), said)
 
     def _retry(self, tx: Session, claim: Claim, words: str) -> None:
         """A version whose attempts are used up waits for a person; a rollout never loses its next step."""

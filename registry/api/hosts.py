@@ -82,7 +82,8 @@ def observed(ctx: Ctx, who: HostItself, host_id: HostId, report: schemas.Observe
 
 @router.post("/{host_id}/retire")
 def retire(ctx: Ctx, who: Admin, host_id: HostId, decision: schemas.Decision) -> schemas.Host:
-    """Take a host out for good: its assignments and its tokens end."""
+    """Take a host out for good: its assignments and its tokens end. 409 for the last one that serves a model."""
+    by, silent = actor(who, decision.actor), ctx.settings.silent_seconds
     with ctx.change("jobs", "hosts") as tx:
-        row = hosts.retire(tx, host_id, actor=actor(who, decision.actor), reason=decision.reason)
+        row = hosts.retire(tx, host_id, actor=by, reason=decision.reason, force=decision.force, silent_seconds=silent)
         return views.hosts(tx, [row])[0]

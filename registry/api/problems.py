@@ -71,7 +71,7 @@ def of_registry(error: RegistryError) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Unavailable):
         logger.error("a call failed", exc_info=error)
         return internal()
-    data = {key: value for key, value in vars(error).items() if isinstance(value, str | int | float)}
+    data = {key: value for key, value in vars(error).items() if isinstance(value, str | int | float | list)}
     return problem(error.status, error.code, str(error), data=data)
 
 

@@ -58,7 +58,8 @@ def decide(
 ) -> schemas.Rollout:
     """A person's pause, resume, abort, promote or approve; carried out by the rollout's next step."""
     with ctx.change("jobs", "hosts") as tx:
-        row = rollouts.decide(tx, rollout_id, verb, actor=actor(who, decision.actor), reason=decision.reason)
+        by, why = actor(who, decision.actor), decision.reason
+        row = rollouts.decide(tx, rollout_id, verb, actor=by, reason=why, force=decision.force)
         tx.flush()
         tx.refresh(row)
         return views.rollout_detail(tx, row)

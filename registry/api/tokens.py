@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from weighbridge.registry import schemas, tokens
+from weighbridge.registry import hosts, schemas, tokens
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Admin, actor
 from weighbridge.registry.api.context import Ctx, Limit, NumberCursor, RowId
@@ -27,6 +27,9 @@ def create_token(ctx: Ctx, who: Admin, wish: schemas.TokenWish) -> schemas.NewTo
 
 
 @router.delete("/{token_id}", status_code=204)
-def revoke_token(ctx: Ctx, who: Admin, token_id: RowId) -> None:
+def revoke_token(ctx: Ctx, who: Admin, token_id: RowId, force: bool = False) -> None:
+    """End it at once; 409 for the token of a host that serves, unless that is forced."""
     with ctx.change() as tx:
+        if not force:
+            hosts.prove_idle(tx, token_id, ctx.settings.silent_seconds)
         tokens.revoke(tx, token_id, actor=actor(who))

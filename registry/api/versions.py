@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -9,7 +10,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from weighbridge import limits
-from weighbridge.registry import schemas, versions
+from weighbridge.registry import archiving, schemas, versions
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Publisher, Reader, actor
 from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, Name, NumberCursor, Selector
@@ -58,26 +59,38 @@ def get_version(ctx: Ctx, _: Reader, model: Name, selector: Selector, response: 
 def rejudge(
     ctx: Ctx, who: Publisher, model: Name, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
-    """Judge an ended version by the newest recipe and evaluation set under today's policy."""
+    """Judge an ended version by the recipe and evaluation set that lie there now, under today's policy."""
     with ctx.change("jobs") as tx:
         version = versions.get(tx, model, selector)
-        versions.rejudge(
-            tx,
-            model,
-            version.number,
-            actor=actor(who, decision.actor),
-            reason=decision.reason,
-            policies=ctx.policies,
-        )
+        versions.rejudge(tx, model, version.number, actor=actor(who, decision.actor), reason=decision.reason)
         return views.version_detail(tx, version)
+
+
+@router.get("/models/{model}/versions/{selector}/archive")
+def loss(ctx: Ctx, _: Approver, model: Name, selector: Selector) -> schemas.Loss:
+    """What archiving it would take from whom. Changes nothing."""
+    with ctx.db.transaction() as tx:
+        lost = archiving.loss(tx, model, selector)
+    return schemas.Loss(**asdict(lost), leaves_nothing=lost.leaves_nothing)
 
 
 @router.post("/models/{model}/versions/{selector}/archive")
 def archive(
     ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
-    """Put a version away for good; a fleet that serves it goes back."""
+    """Put a version away; a fleet that serves it goes back, and 409 where there is nothing to go back to."""
+    by, why = actor(who, decision.actor), decision.reason
     with ctx.change("jobs", "hosts") as tx:
-        number = versions.get(tx, model, selector).number
-        version = versions.archive(tx, model, number, actor=actor(who, decision.actor), reason=decision.reason)
+        version, _ = archiving.archive(tx, model, selector, actor=by, reason=why, force=decision.force)
+        return views.version_detail(tx, version)
+
+
+@router.post("/models/{model}/versions/{selector}/unarchive")
+def unarchive(
+    ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
+) -> schemas.VersionDetail:
+    """Give an archived version back the status that it had, while its blobs are still there."""
+    by, why = actor(who, decision.actor), decision.reason
+    with ctx.change("jobs", "hosts") as tx:
+        version = archiving.unarchive(tx, model, selector, ctx.blobs.exists, actor=by, reason=why)
         return views.version_detail(tx, version)

@@ -11,7 +11,7 @@ from fixtures.registry import record, work
 from sqlalchemy import update
 from sqlmodel import col, select
 
-from weighbridge.registry import artifacts, benchmarks, db, placement, variants, versions, workers_seen
+from weighbridge.registry import archiving, artifacts, benchmarks, db, placement, variants, workers_seen
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Conflict, Invalid, NotFound
 from weighbridge.registry.lifecycle import VariantStatus, kind_queue
@@ -160,7 +160,7 @@ def test_a_variant_that_is_not_ready_is_never_chosen(database: Database, version
         row = tx.get_one(Version, version)
         tx.execute(update(Variant).where(col(Variant.name) == "bf16").values(status="rejected"))
         assert placement.choices(tx, row, [CPU])[CPU].variant == "original"
-        versions.archive(tx, "digits", 1, actor="ann", reason="old")
+        archiving.archive(tx, "digits", 1, actor="ann", reason="old")
         tx.execute(update(Variant).where(col(Variant.name) == "original").values(status="pending"))
         with pytest.raises(Conflict, match="version 1 has no original that is ready"):
             placement.choices(tx, row, [CPU])

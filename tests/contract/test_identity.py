@@ -13,7 +13,7 @@ from fixtures.registry import record
 from fixtures.rolling import AUTOMATIC, MODEL, Fleet
 from sqlmodel import col, select
 
-from weighbridge.registry import artifacts, catalog, champion, identity, jobs, rollouts, versions
+from weighbridge.registry import archiving, artifacts, catalog, champion, identity, jobs, rollouts, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.identity import Change, Known
 from weighbridge.registry.lifecycle import JobState, RolloutStatus, Verdict
@@ -158,7 +158,7 @@ def test_what_was_put_away_stays_away(database: Database, verb: str, advice: str
     drop(database, "a", "weights")
     with database.transaction() as tx:
         if verb == "archive":
-            versions.archive(tx, MODEL, 1, actor="ada", reason="bad")
+            archiving.archive(tx, MODEL, 1, actor="ada", reason="bad")
         else:
             version = versions.lock(tx, 1)
             version.status, version.reason = "rejected", "accuracy 0.2 < 0.9"
@@ -335,7 +335,7 @@ def test_the_heir_of_lost_weights_is_their_duplicate(database: Database) -> None
         assert drop(database, name, "weights").status == "duplicate"
     with database.transaction() as tx:
         versions.lock(tx, 1).status = "rejected"
-        (job,) = versions.rejudge(tx, MODEL, 1, actor="ada", reason="", policies=())
+        (job,) = versions.rejudge(tx, MODEL, 1, actor="ada", reason="")
         claim = jobs.claim(tx, job.id or 0, "worker", 30)
         assert claim is not None
         jobs.finish(tx, claim, Verdict.SUPERSEDED, "gone", {})
@@ -351,7 +351,7 @@ def test_superseded_weights_are_free_again(database: Database) -> None:
     with database.transaction() as tx:
         version = versions.lock(tx, 1)
         version.status = "rejected"
-        (job,) = versions.rejudge(tx, MODEL, 1, actor="ada", reason="", policies=())
+        (job,) = versions.rejudge(tx, MODEL, 1, actor="ada", reason="")
         claim = jobs.claim(tx, job.id or 0, "worker", 30)
         assert claim is not None
         jobs.finish(tx, claim, Verdict.SUPERSEDED, "gone", {})

@@ -12,9 +12,10 @@ from sqlalchemy import delete, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from weighbridge.registry import artifacts, checkpoints, events, jobs, rollouts, templates, versions
+from weighbridge.registry import archiving, artifacts, checkpoints, events, jobs, judging, rollouts, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Conflict, Invalid, InvalidRecipe, NotFound
+from weighbridge.registry.judging import Judges
 from weighbridge.registry.lifecycle import JobState, Stage, Verdict
 from weighbridge.registry.models import Alias, Event, Job, Recipe, Rollout, Version
 from weighbridge.registry.recipe import Policy
@@ -331,19 +332,27 @@ def test_a_lost_plan_is_made_up_for(database: Database) -> None:
 
 
 def test_a_new_judgement_runs_new_jobs(database: Database) -> None:
-    """Rejudging opens an ended version by the newest recipe and evaluation set; old jobs are not mistaken for new."""
-    newer = Ref("digits/eval.safetensors", 10, "newer")
-    run(database, recorded(database, "a").jobs[0].id, Verdict.REJECTED, "non-finite values")
-    recorded(database, "b", recipe_text=FAST, eval_pin=newer)
+    """Rejudging opens an ended version without pins; whoever validates it pins what lies there, once."""
+    run(database, recorded(database, "a", recipe_text=FAST).jobs[0].id, Verdict.REJECTED, "non-finite values")
     with database.transaction() as tx:
-        (job,) = versions.rejudge(tx, "digits", 1, actor="ada", reason="fixed the gate", policies=())
+        (job,) = versions.rejudge(tx, "digits", 1, actor="ada", reason="fixed the gate")
         assert job.key == "version:1:validate:2"
     version = look(database)
-    assert (version.status, version.judgement, version.recipe_id) == ("discovered", 2, look(database, 2).recipe_id)
-    assert version.eval_pin is not None
-    assert version.eval_pin["etag"] == "newer"
+    pins = (version.recipe_id, version.eval_pin, version.train_pin)
+    assert (version.status, version.judgement, pins) == ("discovered", 2, (None, None, None))
+    newer = Judges("gates: []", Ref("digits/eval.safetensors", 10, "newer"), Ref("digits/train.safetensors", 9, "t"))
+    for judgement, there in ((1, Judges(FAST)), (2, newer), (2, Judges())):  # a fenced-out attempt, ours, a late one
+        with database.transaction() as tx:
+            judging.pin(tx, 1, judgement, there, Policy())
+    version = look(database)
+    with database.read() as tx:
+        recipe = versions.judged_by(tx, version)
+    assert recipe is not None
+    assert recipe.text == "gates: []"
+    assert (version.eval_pin or {})["etag"] == "newer"
+    assert (version.train_pin or {})["etag"] == "t"
     run(database, job.id)
-    assert look(database).status == "ready"
+    assert look(database).status == "discovered"
 
 
 def test_only_an_ended_judgement_is_opened_again(database: Database, fleet: list[str]) -> None:
@@ -358,19 +367,19 @@ def test_only_an_ended_judgement_is_opened_again(database: Database, fleet: list
 
 def rejudge(database: Database) -> None:
     with database.transaction() as tx:
-        versions.rejudge(tx, "digits", 1, actor="ada", reason="", policies=())
+        versions.rejudge(tx, "digits", 1, actor="ada", reason="")
 
 
 def test_archiving_takes_a_version_from_the_fleet(database: Database, fleet: list[str]) -> None:
     """Its open jobs are cancelled, the fleets go back, and it stays away."""
     evaluate = run(database, recorded(database, recipe_text=FAST).jobs[0].id)
     with database.transaction() as tx:
-        versions.archive(tx, "digits", 1, actor="ada", reason="licence")
+        archiving.archive(tx, "digits", 1, actor="ada", reason="licence")
     assert look(database).status == "archived"
     assert fleet == ["start", "withdraw 1: licence"]
     with database.read() as tx:
         assert jobs.get(tx, evaluate or 0).state == JobState.CANCELLED
-    with pytest.raises(Conflict, match="allowed: nothing: it is an end"):
+    with pytest.raises(Conflict, match="VersionStatus archived cannot become discovered"):
         rejudge(database)
 
 

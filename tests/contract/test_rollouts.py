@@ -6,7 +6,7 @@ import pytest
 from fixtures.rolling import AUTOMATIC, MODEL, Fleet
 from sqlmodel import col, select
 
-from weighbridge.registry import aliases, catalog, champion, jobs, rollouts, versions
+from weighbridge.registry import aliases, archiving, catalog, champion, jobs, rollouts, versions
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Conflict, Invalid, NotFound
 from weighbridge.registry.lifecycle import JobState, RolloutStatus, Verdict
@@ -351,10 +351,10 @@ def test_an_evaluation_that_fails_after_the_rollout_dethrones_the_champion(fleet
 
 
 def test_archiving_the_only_champion_empties_the_fleet(fleet: Fleet) -> None:
-    """No host is given an archived version any more."""
+    """No host is given an archived version any more; that is asked for twice (test_archiving)."""
     two(fleet)
     with fleet.db.transaction() as tx:
-        versions.archive(tx, MODEL, 1, actor="ada", reason="licence")
+        archiving.archive(tx, MODEL, 1, actor="ada", reason="licence", force=True)
     assert fleet.served() == {"a": [], "b": []}
     assert alias(fleet, "champion") is None
 

@@ -10,7 +10,7 @@ from fixtures.api import Api, sqlite_only
 from fixtures.rolling import AUTOMATIC, MODEL, Fleet
 from sqlmodel import col, select
 
-from weighbridge.registry import catalog, champion, rollouts, versions
+from weighbridge.registry import archiving, catalog, champion, rollouts
 from weighbridge.registry.api import views
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Conflict, NotFound
@@ -308,7 +308,7 @@ def test_the_champion_before_comes_back_with_its_variants(fleet: Fleet) -> None:
     fleet.ready("2")
     fleet.through("a1", "a2", "n1")
     with fleet.db.transaction() as tx:
-        versions.archive(tx, MODEL, 2, actor="ada", reason="licence")
+        archiving.archive(tx, MODEL, 2, actor="ada", reason="licence")
     assert fleet.holds() == BETTER
     with fleet.db.read() as tx:
         assert champion.number(tx, catalog.get(tx, MODEL).id or 0) == 1

@@ -12,11 +12,23 @@ from fixtures.registry import record, work
 from sqlalchemy import update
 from sqlmodel import col, select
 
-from weighbridge.registry import aliases, artifacts, jobs, rollouts, variants, versions, workers_seen
+from weighbridge.registry import (
+    aliases,
+    archiving,
+    artifacts,
+    jobs,
+    judging,
+    rollouts,
+    variants,
+    versions,
+    workers_seen,
+)
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import FencedOut, NotFound
+from weighbridge.registry.judging import Judges
 from weighbridge.registry.lifecycle import JobState, Stage, Verdict, kind_queue
 from weighbridge.registry.models import Event, Host, Job, Variant, Version
+from weighbridge.registry.recipe import NO_POLICY
 from weighbridge.registry.schemas import VariantTensor
 
 TWO = "variants: [bf16, int8-dynamic]\n"
@@ -223,7 +235,7 @@ def test_a_version_that_leaves_ready_stops_its_variants(database: Database) -> N
     with database.transaction() as tx:
         claim = jobs.claim(tx, running.id or 0, "worker", 30)
         assert claim is not None
-        versions.archive(tx, "digits", 1, actor="ann", reason="wrong data")
+        archiving.archive(tx, "digits", 1, actor="ann", reason="wrong data")
     assert todo(database) == []
     with database.transaction() as tx, pytest.raises(FencedOut):
         jobs.finish(tx, claim, PASSED, "late", {})
@@ -234,7 +246,7 @@ def test_a_version_that_leaves_ready_stops_its_variants(database: Database) -> N
 
 
 def test_a_new_judgement_builds_anew(database: Database) -> None:
-    """By the newest recipe: what was built is forgotten, what is no longer asked for is not applicable."""
+    """By the recipe of now: what was built is forgotten, what is no longer asked for is not applicable."""
     with database.transaction() as tx:
         recorded = record(tx, "a", recipe_text="lane: fast\n" + TWO)
         artifacts.store_artifact(tx, 1, artifact_digest="a" * 64, blobs={})
@@ -246,8 +258,8 @@ def test_a_new_judgement_builds_anew(database: Database) -> None:
         work(tx, evaluate, Verdict.REJECTED, "accuracy 0.2 < 0.9")
     assert todo(database) == []
     with database.transaction() as tx:
-        record(tx, "b", recipe_text="variants: [{method: bf16, skip: [head]}, fp16]")
-        (validate,) = versions.rejudge(tx, "digits", 1, actor="ann", reason="new data", policies=())
+        (validate,) = versions.rejudge(tx, "digits", 1, actor="ann", reason="new data")
+        judging.pin(tx, 1, 2, Judges("variants: [{method: bf16, skip: [head]}, fp16]"), NO_POLICY)
         artifacts.store_artifact(tx, 1, artifact_digest="a" * 64, blobs={})
         (evaluate,) = work(tx, validate.id)
         opened = [tx.get_one(Job, job_id).key for job_id in work(tx, evaluate)]

@@ -90,8 +90,20 @@ def test_a_person_follows_a_checkpoint_through_the_terminal(
 
     assert "digits 2 is discovered" in terminal("rejudge", MODEL, "2", "-m", "once more")
     house.settle()
-    assert terminal.json("archive", MODEL, "2", "-m", "noise")["status"] == "archived"
+    assert terminal.json("archive", MODEL, "2", "-m", "noise")["status"] == "archived"  # nobody loses it: no question
+    assert terminal.json("unarchive", MODEL, "2")["status"] == "rejected"
+    asked = terminal("archive", MODEL, "champion", code=Exit.REFUSED)
+    assert "leaves hosts left, right with nothing of digits" in asked
+    assert "--force" in asked
+    house.store.delete(f"{MODEL}/broken.safetensors")  # which may be older, and would be waited for
+    house.publish("wednesday", digits.train(rows=1397))
     house.settle()
+    asked = terminal("archive", MODEL, "champion", code=Exit.REFUSED)
+    assert "2 hosts (left, right) will serve version 1; it is champion. Archive digits champion" in asked
+    assert "say --yes" in asked
+    assert "is archived: bad" in terminal("archive", MODEL, "champion", "--yes", "-m", "bad")
+    house.settle()
+    assert "2 hosts" in terminal("status")
 
     terminal("download", MODEL, "champion", "--to", "weights")
     assert (tmp_path / "weights/model.safetensors").stat().st_size > 0
@@ -99,7 +111,7 @@ def test_a_person_follows_a_checkpoint_through_the_terminal(
     lines = [json.loads(line) for line in terminal("events", "--after", "0", "--limit", "3", "--json").splitlines()]
     assert [event["seq"] for event in lines] == [1, 2, 3]
     last = json.loads(terminal("events", "--json").splitlines()[-1])
-    assert (last["kind"], last["reason"]) == ("version.archived", "noise")
+    assert (last["kind"], last["reason"]) == ("alias.deleted", "version 3 was withdrawn: bad")  # of `previous`
     assert "version.archived" in terminal("events", "--kind", "version.archived", "--model", MODEL)
 
 

@@ -21,7 +21,7 @@ from weighbridge.engines.manifest import ArtifactFile, Manifest, TensorSpec
 from weighbridge.registry.recipe import Gate, Quality, Task
 from weighbridge.workers.evaluate import Champion, EvaluateTask, evaluate
 from weighbridge.workers.evaluation import compare as module
-from weighbridge.workers.evaluation import datasets, tasks
+from weighbridge.workers.evaluation import datasets, tasks, verdicts
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.outcome import Outcome
 
@@ -171,7 +171,7 @@ def test_a_regression(numbers: Scales) -> None:
 
 
 def test_an_error_drops_by_growing(numbers: Scales) -> None:
-    """`max_drop` of an error is how much worse it may be than the champion's; what is not measured fails."""
+    """`max_drop` of an error is how much worse it may be than the champion's."""
     wanted = numbers.answers(pixels=PIXEL_ROWS) + np.float32(0.5)
     dataset = numbers.add(save({"pixels": PIXEL_ROWS, "labels": wanted}))
     gate = Gate(metric="mse", max_drop=0.01)
@@ -183,7 +183,44 @@ def test_an_error_drops_by_growing(numbers: Scales) -> None:
 
     assert beside(0.3).verdict == beside(0.245).verdict == "passed"
     assert beside(0.2).reason == "mse 0.25 is 0.05 above champion 7's 0.2 (max_drop 0.01)"
-    assert beside(0.3, Gate(metric="accuracy", min=0)).reason == "accuracy is not measured (mse, mae, r2 are)"
+
+
+def test_a_gate_of_a_metric_that_the_task_does_not_have(numbers: Scales) -> None:
+    """It is not applicable, with and without a set, so that one policy is for every task; `required` fails."""
+    dataset = numbers.add(save({"pixels": PIXEL_ROWS, "labels": numbers.answers(pixels=PIXEL_ROWS)}))
+
+    def judged(*gates: Gate, dataset: str | None = dataset, champion: Champion | None = None) -> Outcome:
+        return evaluate(
+            EvaluateTask(numbers.original.digest, dataset, gates, champion, task="regression"), cache=numbers.cache
+        )
+
+    foreign = Gate(metric="accuracy", min=0.8, max_drop=0.1)
+    said = "accuracy is no metric of task: regression (mse, mae, r2 are), and the gate is not `required`"
+    outcome = judged(foreign, Gate(metric="mse", max=0.1))
+    assert outcome.verdict == "passed"
+    assert [(one.gate, one.verdict) for one in outcome.gates] == [
+        ("accuracy.min", "not_applicable"), ("accuracy.max_drop", "not_applicable"), ("mse.max", "passed")
+    ]  # fmt: skip
+    assert outcome.gates[0].reason == said
+    assert judged(foreign, champion=Champion(7, "0" * 64)).verdict == "passed"  # nobody is evaluated again for it
+    unmeasured = judged(foreign, dataset=None)
+    assert (unmeasured.verdict, unmeasured.gates[0].reason) == ("not_applicable", said)
+    required = foreign.model_copy(update={"required": True})
+    assert judged(required).reason.startswith("accuracy is not measured (mse, mae, r2 are)")
+    assert judged(required, dataset=None).verdict == "rejected"
+    assert judged(foreign, Gate(metric="mse", max=0.1), dataset=None).verdict == "rejected"
+    assert judged(Gate(metric="perplexity", max=2)).verdict == "passed"
+
+
+def test_a_champion_that_has_no_such_number_decides_nothing(numbers: Scales) -> None:
+    """As none at all; one that cannot be evaluated fails the gate."""
+    known = verdicts.Compared(7, {"mse": 0.1})
+    (result,) = verdicts.judge(Gate(metric="mae", max_drop=0.1), "regression", {"mae": 0.2}, known)
+    assert (result.verdict, result.reason) == (
+        "not_applicable", "mae: champion 7 has none on this set to compare with (max_drop 0.1)"
+    )  # fmt: skip
+    broken = verdicts.Compared(7, reason="champion 7 cannot be evaluated on this set: no such blob")
+    assert verdicts.judge(Gate(metric="mae", max_drop=0.1), "regression", {"mae": 0.2}, broken)[0].verdict == "failed"
 
 
 @pytest.mark.parametrize("width", [(), (1,), (3,), (2, 2)])

@@ -11,7 +11,7 @@ import typer
 
 from weighbridge.cli import output, rollouts, session
 from weighbridge.cli.exits import Exit, Failed
-from weighbridge.cli.versions import Reason
+from weighbridge.cli.versions import Force, Reason
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Client
@@ -65,9 +65,10 @@ def retire(
     context: typer.Context,
     host: Annotated[str, typer.Argument(help="The host's name or id, from `hosts`.")],
     reason: Reason = "",
+    force: Force = False,
     json: session.Json = False,
 ) -> None:
-    """Take a host out for good: its token ends, rollouts no longer count on it.
+    """Take a host out for good: its token ends, rollouts no longer count on it. Refused for the last one that serves.
 
     Example: weighbridge retire gpu-7 -m "returned to the pool"
     """
@@ -75,7 +76,7 @@ def retire(
         named = [known.id for known in client.hosts() if known.name == host and known.state != "retired"]
         if len(named) > 1:
             raise Failed(f"{len(named)} hosts are named {host}: give one of the ids {', '.join(named)}", Exit.REFUSED)
-        gone = client.retire(named[0] if named else host, reason)
+        gone = client.retire(named[0] if named else host, reason, force=force)
     if json:
         output.emit(gone)
     else:

@@ -17,6 +17,7 @@ __all__ = (
     "cell",
     "clean",
     "console",
+    "counted",
     "emit",
     "error",
     "line",
@@ -90,6 +91,11 @@ def ago(then: datetime) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} {name} ago"
     return f"{seconds / 86400:.0f} days ago"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 host`, `1,200 hosts`, `2 matches`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def size(count: int | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weighbridge.cli import output, session
-from weighbridge.cli.versions import ModelName, Reason
+from weighbridge.cli.versions import Force, ModelName, Reason
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Verb
@@ -109,7 +109,7 @@ def _wishes(settings: list[str] | None) -> dict[str, Any]:
 
 
 def _decision(verb: Verb, text: str) -> None:
-    """Add one of the five verbs: they differ only in their name."""
+    """Add one of the four verbs that differ only in their name."""
 
     def decide(context: typer.Context, rollout: Id, reason: Reason = "", json: session.Json = False) -> None:
         with session.of(context).client() as client:
@@ -118,9 +118,20 @@ def _decision(verb: Verb, text: str) -> None:
     group.command(verb, help=f'{text} Example: weighbridge rollouts {verb} 3 -m "why"')(decide)
 
 
+@group.command()
+def abort(
+    context: typer.Context, rollout: Id, reason: Reason = "", force: Force = False, json: session.Json = False
+) -> None:
+    """End it; its hosts go back to what they served before. Refused where that may not be served any more.
+
+    Example: weighbridge rollouts abort 3 -m "why"
+    """
+    with session.of(context).client() as client:
+        _tell(client.decide(rollout, "abort", reason, actor=_person(), force=force), json=json)
+
+
 _decision("pause", "Stop where it is; only `resume` or `abort` goes on.")
 _decision("resume", "Go on with a paused rollout.")
-_decision("abort", "End it; its hosts go back to what they served before.")
 _decision("promote", "Skip the rest of the bake.")
 _decision("approve", "Let a rollout begin that waits for approval.")
 

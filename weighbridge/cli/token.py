@@ -58,11 +58,12 @@ def listed(context: typer.Context, json: session.Json = False) -> None:
 def revoke(
     context: typer.Context,
     token: Annotated[int, typer.Argument(metavar="ID", help="The token's number, from `token list`.")],
+    force: Annotated[bool, typer.Option("--force", help="Also that of a host which serves: it is cut off.")] = False,
     json: session.Json = False,
 ) -> None:
     """Revoke a token at once. Example: weighbridge token revoke 4"""
     with session.of(context).client() as client:
-        client.revoke_token(token)
+        client.revoke_token(token, force=force)
     if json:
         output.emit({"revoked": token})
     else:

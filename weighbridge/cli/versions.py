@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weighbridge.cli import output, session
+from weighbridge.cli import asking, output, session
 
 if TYPE_CHECKING:
-    from weighbridge.registry.schemas import Version, VersionDetail
+    from weighbridge.registry.schemas import Loss, Version, VersionDetail
 
 PANEL = "Models"
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.", show_default=False)]
 Selector = Annotated[str, typer.Argument(metavar="VERSION", help="A number, an alias, or latest.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: for scripts.")]
+Force = Annotated[bool, typer.Option("--force", help="Also where hosts are left with nothing to serve; asks nothing.")]
 Reason = Annotated[str, typer.Option("--reason", "-m", help="Why; kept in the events.")]
 
 
 def register(app: typer.Typer) -> None:
-    for command in (models, versions, show, rejudge, archive):
+    for command in (models, versions, show, rejudge, archive, unarchive):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -78,7 +80,7 @@ def show(context: typer.Context, model: ModelName, version: Selector = "latest",
 def rejudge(
     context: typer.Context, model: ModelName, version: Selector, reason: Reason = "", json: session.Json = False
 ) -> None:
-    """Judge an ended version anew, by the newest recipe and evaluation set.
+    """Judge an ended version anew, by the recipe and the sets that lie beside it now.
 
     Example: weighbridge rejudge digits 4 -m "the gate was too strict"
     """
@@ -87,14 +89,45 @@ def rejudge(
 
 
 def archive(
-    context: typer.Context, model: ModelName, version: Selector, reason: Reason = "", json: session.Json = False
+    context: typer.Context,
+    model: ModelName,
+    version: Selector,
+    reason: Reason = "",
+    yes: Yes = False,
+    force: Force = False,
+    json: session.Json = False,
 ) -> None:
-    """Put a version away for good; a fleet that serves it goes back.
+    """Put a version away; a fleet that serves it goes back to the one before. `unarchive` brings it back.
+
+    Asks first where hosts or aliases lose it. Refused where hosts would be left with nothing.
 
     Example: weighbridge archive digits 2 -m "trained on the wrong split"
     """
     with session.of(context).client() as client:
-        verdict(client.archive(model, version, reason), json=json)
+        if not yes and not force:
+            lost = client.archive_loss(model, version)
+            if lost.hosts or lost.aliases:
+                asking.confirm(f"{_lost(lost)}. Archive {model} {version} all the same?", refused=lost.leaves_nothing)
+        verdict(client.archive(model, version, reason, force=force), json=json)
+
+
+def unarchive(
+    context: typer.Context, model: ModelName, version: Selector, reason: Reason = "", json: session.Json = False
+) -> None:
+    """Give an archived version back the status that it had; it serves again where nothing took its place.
+
+    Example: weighbridge unarchive digits 2 -m "it was the right split"
+    """
+    with session.of(context).client() as client:
+        verdict(client.unarchive(model, version, reason), json=json)
+
+
+def _lost(lost: Loss) -> str:
+    """What a person should know before they say yes."""
+    hosts = f"{output.counted(len(lost.hosts), 'host')} ({', '.join(lost.hosts)}) will serve " if lost.hosts else ""
+    instead = f"version {lost.champion}" if lost.champion is not None else "nothing"
+    named = f"it is {', '.join(lost.aliases)}" if lost.aliases else ""
+    return "; ".join(filter(None, (hosts and hosts + instead, named)))
 
 
 def verdict(version: Version, *, json: bool) -> None:

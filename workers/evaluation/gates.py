@@ -15,6 +15,11 @@ def unmeasured(gate: str, limit: float, reason: str) -> GateResult:
     return GateResult(gate=gate, verdict="failed", limit=limit, reason=reason)
 
 
+def not_applicable(gate: str, limit: float, reason: str) -> GateResult:
+    """A gate that has nothing to judge here, and decides nothing."""
+    return GateResult(gate=gate, verdict="not_applicable", limit=limit, reason=reason)
+
+
 def bound(gate: str, name: str, observed: float, limit: float, *, least: bool) -> GateResult:
     """Whether a number reaches a `least` value, or stays within a most; the reason ends with `(min)` or `(max)`."""
     passed = observed >= limit if least else observed <= limit
