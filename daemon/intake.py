@@ -110,7 +110,7 @@ class Intake:
         try:
             for model in models:
                 with self._db.read() as tx:
-                    paths = checkpoints.undecided_paths(tx, model)
+                    paths = checkpoints.waiting_paths(tx, model)
                 for path in paths:
                     self._looks.hint(Group(model, path), self._clock())
         except BaseException:

@@ -24,6 +24,7 @@ from weighbridge.daemon.layout import Layout
 from weighbridge.daemon.listing import Listing
 from weighbridge.daemon.looks import Looks
 from weighbridge.daemon.loops import Health, Loop
+from weighbridge.daemon.reach import Reach
 from weighbridge.daemon.reading import Reading
 from weighbridge.daemon.reconcile import Control, Reconcile, Sequencer
 from weighbridge.daemon.settings import DaemonSettings
@@ -129,6 +130,7 @@ class Daemon:
             self._sequencer,
             Loop(reconcile),
             Loop(control),
+            Loop(Reach(store, db, notifier, owner)),
         ]
         self._watching: Watching | None = None
         if isinstance(store, FolderStore) and settings.watch:

@@ -95,7 +95,7 @@ def seen(
         yield row[0], row[1], row[2], row[3]
 
 
-def undecided_paths(tx: Session, model: str) -> list[str]:
+def waiting_paths(tx: Session, model: str) -> list[str]:
     """Return the paths of a model that wait or were refused: what judges them changed, so they are looked at again."""
     states = (CheckpointState.WAITING, CheckpointState.REFUSED)
     waits = (col(Checkpoint.model) == model, col(Checkpoint.state).in_(states))

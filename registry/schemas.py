@@ -434,7 +434,9 @@ class Host(Wire):
     epoch: int
     state: str
     silent_seconds: float | None = None
-    """Since its last call; None: it never called."""
+    """Since its last call, by the database's clock; None: it never called."""
+    silent: bool = False
+    """Nothing was heard of it for `registry.silent_seconds`: what it said that it serves is what it said then."""
     assignments: list[AssignmentView] = []
     created_at: datetime
 
@@ -538,6 +540,22 @@ class Token(Wire):
     revoked_at: datetime | None = None
 
 
+class SilentHost(Wire):
+    """A host that says nothing; `seconds` None: it never did."""
+
+    id: str
+    name: str
+    seconds: float | None = None
+
+
+class StoreAway(Wire):
+    """A store that the daemon cannot reach, and why."""
+
+    store: str
+    reason: str
+    since: datetime
+
+
 class Status(Wire):
     """What goes on and what waits: the whole of `weighbridge status`."""
 
@@ -551,4 +569,10 @@ class Status(Wire):
     """Checkpoints that wait or were refused, newest first (up to 100)."""
     rollouts: list[Rollout]
     hosts: int
+    silent: list[SilentHost] = []
+    """Those of the hosts that say nothing."""
+    away: list[StoreAway] = []
+    """The watched stores that cannot be reached."""
+    daemon_silent_seconds: float | None = None
+    """Since a daemon should have given a sign of life; 0 while one is there, None: none ever was."""
     last_seq: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -11,7 +12,7 @@ from sqlmodel import SQLModel, col
 from starlette.concurrency import run_in_threadpool
 
 from weighbridge import __version__, limits
-from weighbridge.registry import events, hosts, rollouts, schemas
+from weighbridge.registry import events, hosts, presence, rollouts, schemas
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Reader
 from weighbridge.registry.api.context import Context, Ctx, Limit, ModelFilter, NumberCursor, Wait
@@ -113,6 +114,9 @@ def get_status(ctx: Ctx, _: Reader) -> schemas.Status:
             waiting=[view for _, view in _checkpoints(tx, _SHOWN)],
             rollouts=views.rollout_list(tx, rollouts.listing(tx, going=True, limit=_SHOWN)),
             hosts=hosts.count(tx),
+            silent=views.silent_hosts(tx, ctx.settings.silent_seconds),
+            away=[schemas.StoreAway(**asdict(one) | {"since": views.at(one.since)}) for one in presence.away(tx)],
+            daemon_silent_seconds=presence.daemon_silent(tx),
             last_seq=events.last(tx),
         )
 

@@ -29,14 +29,14 @@ def list_hosts(ctx: Ctx, _: Reader, limit: Limit, after: Cursor = "") -> schemas
     """Every host by id, retired ones too, with what it should hold and what it says that it holds."""
     with ctx.db.read() as tx:
         rows = tx.scalars(select(Host).where(col(Host.id) > after).order_by(col(Host.id)).limit(limit)).all()
-        items = views.hosts(tx, rows)
+        items = views.hosts(tx, rows, ctx.settings.silent_seconds)
     return pages.page(items, [row.id for row in rows], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 @router.get("/{host_id}")
 def get_host(ctx: Ctx, _: Reader, host_id: HostId) -> schemas.Host:
     with ctx.db.read() as tx:
-        return views.hosts(tx, [hosts.get(tx, host_id)])[0]
+        return views.hosts(tx, [hosts.get(tx, host_id)], ctx.settings.silent_seconds)[0]
 
 
 @router.post("", status_code=201)
@@ -86,4 +86,4 @@ def retire(ctx: Ctx, who: Admin, host_id: HostId, decision: schemas.Decision) ->
     by, silent = actor(who, decision.actor), ctx.settings.silent_seconds
     with ctx.change("jobs", "hosts") as tx:
         row = hosts.retire(tx, host_id, actor=by, reason=decision.reason, force=decision.force, silent_seconds=silent)
-        return views.hosts(tx, [row])[0]
+        return views.hosts(tx, [row], silent)[0]

@@ -16,6 +16,7 @@ from sqlmodel import SQLModel, col
 from weighbridge import limits
 from weighbridge.registry import catalog, rollouts, schemas, stored, variants, versions
 from weighbridge.registry.db import Session, clock
+from weighbridge.registry.hosts import is_silent
 from weighbridge.registry.models import (
     Alias,
     Assignment,
@@ -195,7 +196,7 @@ def job_view(row: Job) -> schemas.Job:
     return _wire(schemas.Job, _numbers(row))
 
 
-def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:
+def hosts(tx: Session, rows: Sequence[Host], silent_seconds: float) -> list[schemas.Host]:
     now = clock(tx)
     held: dict[str, list[schemas.AssignmentView]] = defaultdict(list)
     mine = (
@@ -211,12 +212,25 @@ def hosts(tx: Session, rows: Sequence[Host]) -> list[schemas.Host]:
             schemas.Host,
             fields(row)
             | {
-                "silent_seconds": None if row.seen_at is None else max(now - row.seen_at, 0.0),
+                "silent_seconds": _silent_for(row, now),
+                "silent": row.state == "enrolled" and is_silent(row, now, silent_seconds),
                 "assignments": held[row.id],
             },
         )
         for row in rows
     ]
+
+
+def silent_hosts(tx: Session, silent_seconds: float) -> list[schemas.SilentHost]:
+    """The enrolled hosts that say nothing, by name."""
+    now = clock(tx)
+    rows = tx.scalars(select(Host).where(col(Host.state) == "enrolled").order_by(col(Host.name), col(Host.id)))
+    silent = [row for row in rows if is_silent(row, now, silent_seconds)]
+    return [schemas.SilentHost(id=row.id, name=row.name, seconds=_silent_for(row, now)) for row in silent]
+
+
+def _silent_for(row: Host, now: float) -> float | None:
+    return None if row.seen_at is None else max(now - row.seen_at, 0.0)
 
 
 def _assignment(row: Assignment, model: str) -> schemas.AssignmentView:

@@ -113,7 +113,7 @@ def test_tokens(closed_api: Api, start: Start) -> None:
     until(again, lambda: again.ready)
     admin = api.client(api.token("admin"))
     (own,) = [token for token in admin.tokens() if token.role == "host"]
-    admin.revoke_token(own.id)
+    admin.revoke_token(own.id, force=True)
     with pytest.raises(Refused, match=f"names host {host.id}"):
         again.ended.result(20)
     invited = start(api, token=api.token("enrol", host.id))
@@ -126,7 +126,7 @@ def test_a_retired_host_ends(api: Api, start: Start) -> None:
     """It does not come back by itself under its old id."""
     host = start(api)
     live(api, host, put_version(api, 1))
-    api.client().retire(host.id)
+    api.client().retire(host.id, force=True)
     with pytest.raises(Refused, match="retired"):
         host.ended.result(20)
 

@@ -17,10 +17,10 @@ import weighbridge.report
 from weighbridge.cli import main, session
 from weighbridge.cli.exits import Exit
 from weighbridge.registry.schemas import Metric, Variant, VersionDetail
-from weighbridge.report import page, quality, speed
+from weighbridge.report import page, picture, quality, speed
 from weighbridge.report.picture import looks
 from weighbridge.report.quality import Point
-from weighbridge.report.subject import Subject, serving_row
+from weighbridge.report.subject import ORIGINAL, Subject, serving_row
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,18 @@ def test_the_page_holds_what_a_reader_asks_for(whole: str) -> None:
     ):  # fmt: skip
         assert fact in said, fact
     assert whole.count("<svg") == 9  # quality, classes, three for each of two kinds, layers
+
+
+def test_what_serves_where_is_what_the_hosts_say(whole: str) -> None:
+    """Variants included, and other versions; a choice is no service, and who is silent serves nothing that is known."""
+    said = text_of(whole)
+    for row in (
+        "gpu-1 NVIDIA H100 80GB HBM3, 9.0, torch 2.13 7 (this one) int8-dynamic live 2 s ago",
+        "gpu-2 NVIDIA H100 80GB HBM3, 9.0, torch 2.13 6 original live 3 s ago",
+        "gpu-3 NVIDIA H100 80GB HBM3, 9.0, torch 2.13 7 (this one) bf16 silent 80 s ago",
+    ):
+        assert row in said
+    assert "What each kind of host is to get of it" in said
 
 
 def test_a_noisy_measurement_is_in_no_picture(whole: str) -> None:
@@ -150,6 +162,28 @@ def test_where_nothing_was_evaluated_drift_is_drawn() -> None:
     assert seen.words == "rows whose first answer stays the same"
 
 
+def test_differences_of_nothing_are_drawn_as_nothing() -> None:
+    """No axis is so short that a hundred-thousandth is a slope across the picture: kept shares, F1, decibels, rates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    linear, log = figure.subplots(1, 2)
+    linear.plot([1, 2], [0.99999, 1.0])
+    log.set_yscale("log")
+    log.plot([1, 2], [5000.0, 5001.0])
+    picture.at_least(linear.yaxis, 0.02)
+    picture.at_least(log.yaxis, 2.0)
+    low, high = linear.get_ylim()
+    assert (high - low, low < 0.99999, high > 1) == (pytest.approx(0.02), True, True)
+    low, high = log.get_ylim()
+    assert high / low == pytest.approx(2)
+    before = linear.get_xlim()
+    picture.at_least(linear.xaxis, 0.5)
+    assert linear.get_xlim() == before  # what is long enough stays
+    points = [quality.Point("a", 0.5, 0.99999, None, "ready"), quality.Point(ORIGINAL, 1.0, 1.0, None, "ready")]
+    assert quality._floor(quality.Kept("kept", points, [0.99], [])) <= 0.99
+
+
 def test_a_gate_of_everything_still_has_an_axis() -> None:
     """`keep: 1` leaves no room under the gate; the picture makes some."""
     points = [Point("original", 1.0, 1.0, None, "ready"), Point("half", 0.5, 0.98, None, "rejected")]
@@ -196,6 +230,9 @@ class _Client:
 
     def choices(self, *_: Any) -> Any:
         return list(self._subject.choices)
+
+    def hosts(self) -> Any:
+        return iter(self._subject.hosts)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ DERIVED: dict[str, set[str]] = {
         *("files", "variants", "variants_settled", "jobs"),
     },
     "VariantBenchmark": {"variant"},
-    "Host": {"silent_seconds", "assignments"},
+    "Host": {"silent", "silent_seconds", "assignments"},
     "AssignmentView": {"model"},
     "Rollout": {"model", "waves", "steps"},
     "Alias": {"model"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ from weighbridge.cli.versions import Force, Reason
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Client
-    from weighbridge.registry.schemas import Event, Host, ObservedSlot
+    from weighbridge.registry.schemas import Event, Host, ObservedSlot, Status
 
 PANEL = "Fleet"
 
@@ -36,14 +36,32 @@ def status(context: typer.Context, json: session.Json = False) -> None:
         output.emit(seen)
         return
     counts = output.pairs(seen.versions) or "none"
-    output.line(
-        f"{seen.models} models, {seen.hosts} hosts; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}"
-    )
+    there = f"{output.counted(seen.models, 'model')}, {output.counted(seen.hosts, 'host')}"
+    output.line(f"{there}; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}")
+    for trouble in troubles(seen):
+        output.line(trouble)
     if seen.waiting:
         rows = ((f"{c.model}: {c.path}", c.state, c.updated_at, c.reason) for c in seen.waiting)
         output.table(("checkpoint", "state", "seen", "reason"), rows, title="Waiting or refused")
     if seen.rollouts:
         rollouts.table(seen.rollouts)
+
+
+def troubles(seen: Status) -> Iterator[str]:
+    """What is silent and what cannot be reached, a line each."""
+    if seen.silent:
+        named = ", ".join(f"{host.name} ({_for(host.seconds)})" for host in seen.silent)
+        yield f"silent: {output.counted(len(seen.silent), 'host')}: {named}"
+    for one in seen.away:
+        yield f"unreachable: {one.store}, since {output.ago(one.since)}: {one.reason}"
+    if seen.daemon_silent_seconds is None:
+        yield "no daemon has been heard of: nothing that lands is looked at (`weighbridge daemon`)"
+    elif seen.daemon_silent_seconds > 0:
+        yield f"silent: the daemon, {_for(seen.daemon_silent_seconds)}: nothing that lands is looked at"
+
+
+def _for(seconds: float | None) -> str:
+    return "never heard" if seconds is None else f"for {seconds:.0f} s"
 
 
 def hosts(context: typer.Context, json: session.Json = False) -> None:
@@ -57,7 +75,7 @@ def hosts(context: typer.Context, json: session.Json = False) -> None:
         output.emit(found)
         return
     columns = ("host", "state", "url", "labels", "hardware", "last heard", "serves")
-    rows = ((h.name, h.state, h.url, output.pairs(h.labels), hardware(h), _heard(h), serves(h)) for h in found)
+    rows = ((h.name, state(h), h.url, output.pairs(h.labels), hardware(h), _heard(h), serves(h)) for h in found)
     output.table(columns, rows, empty="no hosts: start one with `weighbridge host`")
 
 
@@ -130,6 +148,11 @@ def _line(event: Event, *, json: bool) -> None:
     output.line(f"{event.seq:>6} {event.created_at:%H:%M:%S} {event.kind:<22} {what}{by}{why}")
 
 
+def state(host: Host) -> str:
+    """As the registry keeps it, or that nothing is heard of the host."""
+    return "silent" if host.silent else host.state
+
+
 def _heard(host: Host) -> str:
     return "never" if host.silent_seconds is None else f"{host.silent_seconds:.0f} s ago"
 
@@ -140,11 +163,12 @@ def hardware(host: Host) -> str:
 
 
 def serves(host: Host) -> str:
-    """`digits: 3 as int8 live, 2 standby`; the original goes without saying."""
+    """`digits: 3 as int8 live, 2 standby`; the original goes without saying. Of a silent host what it said last."""
     parts = []
     for assignment in host.assignments:
         slots = assignment.observed.slots if assignment.observed else []
-        states = ", ".join(f"{_named(slot)} {slot.state}" for slot in slots) or "nothing yet"
+        last = "was " if host.silent else ""
+        states = ", ".join(f"{_named(slot)} {last}{slot.state}" for slot in slots) or "nothing yet"
         parts.append(f"{assignment.model}: {states}")
     return "; ".join(parts)
 

@@ -32,6 +32,7 @@ __all__ = (
 _COLOURS = {
     "ready": "green", "finished": "green", "live": "green", "done": "green", "passed": "green", "ok": "green",
     "rejected": "red", "quarantined": "red", "failed": "red", "rolled_back": "red", "lost": "red", "refused": "red",
+    "silent": "red",
     "discovered": "cyan", "running": "cyan", "waiting": "yellow", "holding": "yellow", "paused": "yellow",
     "needs_binding": "yellow", "superseded": "dim", "duplicate": "dim", "archived": "dim", "pending": "yellow",
 }  # fmt: skip

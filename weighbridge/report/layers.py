@@ -12,6 +12,8 @@ from weighbridge.report import picture, words
 from weighbridge.report.picture import Look, Picture
 from weighbridge.report.subject import Subject
 
+_LEAST_DECIBELS = 6.0
+"""The shortest axis that is drawn: a factor of two."""
 MOST_ROWS = 60
 """Layers that get a line of their own; more become a strip of colours."""
 
@@ -56,6 +58,7 @@ def draw(seen: Noise, styles: Mapping[str, Look]) -> Picture:
             axes.plot(xs, ys, look.marker, color=look.color, label=words.short(variant), markersize=4.5, alpha=0.85)
         axes.set_yticks(range(len(seen.names)), [words.short(name, 40) for name in seen.names], fontsize=8)
         axes.set_ylim(len(seen.names) - 0.4, -0.6)
+        picture.at_least(axes.xaxis, _LEAST_DECIBELS)
         axes.set_xlabel("SQNR (dB); more is better")
         figure.legend(loc="outside right upper")
 
@@ -68,7 +71,10 @@ def _strip(seen: Noise) -> picture.Paint:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         grid = np.array([[rows.get(name, np.nan) for name in seen.names] for rows in seen.values.values()])
-        mesh = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="viridis", shading="flat")
+        low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
+        room = max(0.0, _LEAST_DECIBELS - (high - low)) / 2
+        seen_grid = np.ma.masked_invalid(grid)
+        mesh = axes.pcolormesh(seen_grid, cmap="viridis", shading="flat", vmin=low - room, vmax=high + room)
         axes.set_yticks(np.arange(len(seen.values)) + 0.5, [words.short(name) for name in seen.values])
         axes.invert_yaxis()
         axes.tick_params(length=0)

@@ -88,6 +88,7 @@ def _variants(subject: Subject, styles: dict[str, Look]) -> Part:
     pictures, shown = [], [tables.variants(subject)]
     if subject.choices:
         shown.insert(0, tables.choices(subject))
+    shown.insert(0, tables.serving(subject))
     if (kept := quality.kept(subject)) is not None:
         pictures.append(quality.quality_against_size(kept, styles))
     if (classes := quality.classes(subject)) is not None:

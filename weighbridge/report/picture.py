@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -111,6 +112,20 @@ def draw(name: str, title: str, description: str, size: tuple[float, float], pai
 def grid(axes: Axes, axis: str = "both") -> None:
     axes.grid(visible=True, axis=axis)  # type: ignore[arg-type]
     axes.tick_params(length=0, which="both")
+
+
+def at_least(axis: Axis, span: float) -> None:
+    """Widen an axis, around its middle, to a difference of `span`, a logarithmic one to such a ratio.
+
+    Else a difference that is none is drawn as a slope from edge to edge.
+    """
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() == "log":
+        if high / low < span:
+            middle = (low * high) ** 0.5
+            axis.set_view_interval(middle / span**0.5, middle * span**0.5, ignore=True)
+    elif high - low < span:
+        axis.set_view_interval((low + high - span) / 2, (low + high + span) / 2, ignore=True)
 
 
 def _inline(document: str, name: str, title: str, description: str) -> str:

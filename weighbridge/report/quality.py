@@ -16,6 +16,8 @@ from weighbridge.report.subject import ORIGINAL, Subject, metric
 
 MOST_CLASSES = 30
 """Classes that a picture shows; of more, those that changed most. The table has them all."""
+_LEAST_F1 = 0.05
+"""The shortest axis of F1 that is drawn."""
 _MEASURES = (
     ("kept", "quality.keep", "share of the original's metric kept"),
     ("top1", "quality.min_top1", "rows whose first answer stays the same"),
@@ -74,7 +76,10 @@ def front(points: Sequence[Point]) -> list[str]:
 
 
 def quality_against_size(seen: Kept, styles: Mapping[str, Look]) -> Picture:
-    """Points with their bounds, the front as a stair, the gates as dashed lines; names beside, joined by thin lines."""
+    """Points with their bounds, the front as a stair, the gates as dashed lines; names with their marks beside.
+
+    No line joins a name to its point: between equal points and a column of names it would be a slope of nothing.
+    """
     floor = _floor(seen)
 
     def paint(figure: Figure) -> None:
@@ -108,10 +113,14 @@ def quality_against_size(seen: Kept, styles: Mapping[str, Look]) -> Picture:
 
 
 def _floor(seen: Kept) -> float:
-    """The lower end of the axis: near the gate, so that good variants can be told apart; worse ones lie on the edge."""
+    """The lower end of the axis: near the gate, so that good variants can be told apart; worse ones lie on the edge.
+
+    Never above the gate: beside what is allowed a difference of nothing looks like nothing.
+    """
     limit = min(seen.limits, default=0.99)
+    allowed = max(1 - limit, 0.0025)
     least = min(min(p.kept, p.low if p.low is not None else p.kept) for p in seen.points)
-    return max(least - 0.1 * (1 - least), 1 - 4 * max(1 - limit, 0.0025), 0.0) if least < 1 else 0.99
+    return max(min(least - 0.1 * (1 - least), 1 - allowed), 1 - 4 * allowed, 0.0)
 
 
 def _mark(axes: Axes, point: Point, look: Look, floor: float) -> None:
@@ -133,18 +142,16 @@ def _names(axes: Axes, seen: Kept, styles: Mapping[str, Look], floor: float) -> 
         y = 1 - (place + 0.5) / len(ordered)
         said = words.short(point.name) + (f"  ▼ {words.percent(point.kept)}" if point.kept < floor else "")
         on_front, look = point.name in seen.front, styles[point.name]
-        axes.annotate(
+        axes.text(
+            1.08,
+            y,
             said + ("" if point.status == "ready" else f" ({point.status})"),
-            (point.size, max(point.kept, floor)),
-            (1.08, y),
-            textcoords="axes fraction",
+            transform=axes.transAxes,
             va="center",
             fontsize=8.5,
             color=INK,
             fontweight="bold" if on_front else "normal",
-            arrowprops={"arrowstyle": "-", "color": look.color, "alpha": 0.35, "linewidth": 0.8,
-                        "relpos": (0, 0.5), "shrinkA": 12, "shrinkB": 4},
-        )  # fmt: skip
+        )
         filled = look.color if point.status == "ready" else PAPER
         axes.plot(1.06, y, look.marker, color=look.color, markerfacecolor=filled, transform=axes.transAxes,
                   clip_on=False, markersize=8 if look.marker == "*" else 5)  # fmt: skip
@@ -219,6 +226,7 @@ def f1_by_class(seen: Classes, styles: Mapping[str, Look]) -> Picture:
             axes.plot(xs, ys, look.marker, color=look.color, markersize=size, label=words.short(name), alpha=0.85)
         if floor:
             axes.set_xlim(left=floor)
+        picture.at_least(axes.xaxis, _LEAST_F1)
         axes.set_xlim(right=min(1.005, axes.get_xlim()[1]))
         axes.tick_params(axis="y", pad=9)
         axes.set_yticks(range(len(shown)), [words.short(name, 20) for name in shown])

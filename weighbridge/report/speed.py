@@ -17,6 +17,8 @@ from weighbridge.report.picture import INK, LINE, MUTED, Look, Picture
 from weighbridge.report.subject import ORIGINAL, Device, serving_row, serving_rows
 
 Styles = Mapping[str, Look]
+_LEAST_RATIO = 2.0
+"""Between the ends of the shortest axis of times, rates and ratios that is drawn."""
 
 
 def ecdf(row: BenchmarkRow) -> tuple[list[float], list[float]]:
@@ -52,6 +54,7 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
             axes.step(xs, ys, where="post", color=look.color, linestyle=look.dash, label=_named(device, variant),
                       linewidth=2.2 if variant == ORIGINAL else 1.5)  # fmt: skip
         axes.set_xscale("log")
+        picture.at_least(axes.xaxis, _LEAST_RATIO)
         _log(axes.xaxis, words.round_time)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -137,6 +140,7 @@ def _bars(
                       va="center", fontsize=8, color=INK)  # fmt: skip
     axes.axvline(1, color=MUTED, linewidth=1, zorder=4)
     axes.set_xlim(min(ends) / 1.15, max(ends) * (max(ends) / min(ends)) ** 0.25 * 1.1)
+    picture.at_least(axes.xaxis, _LEAST_RATIO)
     axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -223,6 +227,8 @@ def _axes(axes: Axes, x: str, y: str, of_x: Callable[[float], str], of_y: Callab
     picture.grid(axes)
     axes.set_xscale("log", base=2 if x.endswith("(batch)") else 10)
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        picture.at_least(axis, _LEAST_RATIO)
     _log(axes.xaxis, of_x)
     _log(axes.yaxis, of_y)
     axes.set_xlabel(x)

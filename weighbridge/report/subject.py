@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weighbridge.registry.schemas import (
     BenchmarkRow,
     Choice,
+    Host,
     Variant,
     VariantBenchmark,
     VariantTensor,
@@ -39,6 +40,8 @@ class Subject:
     measured: Sequence[VariantBenchmark] = ()
     tensors: Mapping[str, Sequence[VariantTensor]] = field(default_factory=dict)
     choices: Sequence[Choice] = ()
+    hosts: Sequence[Host] = ()
+    """Those that are to hold something of the model, by name."""
 
     @cached_property
     def variants(self) -> list[Variant]:
@@ -88,7 +91,12 @@ def collect(client: Client, model: str, selector: int | str) -> Subject:
         client.benchmarks(model, version.number),
         {name: client.tensors(model, version.number, name) for name in built},
         client.choices(model, version.number) if version.status == "ready" else (),
+        sorted((host for host in client.hosts() if _of(host, model)), key=lambda host: (host.name, host.id)),
     )
+
+
+def _of(host: Host, model: str) -> bool:
+    return host.state == "enrolled" and any(held.model == model for held in host.assignments)
 
 
 OUTPUT = "output="

@@ -13,7 +13,7 @@ from weighbridge.report.quality import Classes
 from weighbridge.report.subject import OUTPUT, Device, Subject, metric, serving_row
 from weighbridge.report.words import NOTHING
 
-_BAD = ("rejected", "failed", "quarantined", "invalid_noisy")
+_BAD = ("rejected", "failed", "quarantined", "invalid_noisy", "silent")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def tone(text: str) -> str:
     """The class of a status's cell."""
     if text in _BAD or text == "slower":
         return "bad"
-    return "good" if text in ("ready", "passed", "valid", "faster") else "plain"
+    return "good" if text in ("ready", "passed", "valid", "faster", "live") else "plain"
 
 
 def variants(subject: Subject) -> Table:
@@ -181,7 +181,27 @@ def choices(subject: Subject) -> Table:
         for one in subject.choices
     )
     columns = "hosts | get | because | Pareto front | measured there"
-    return _table("What serves where", columns, rows)
+    return _table("What each kind of host is to get of it, as measured until now", columns, rows)
+
+
+def serving(subject: Subject) -> Table:
+    """What the hosts themselves say, of whichever version: no choice is served yet, and a silent host said it once."""
+    rows = [
+        (
+            host.name,
+            str(host.device.get("label") or host.device.get("device") or NOTHING),
+            f"{slot.version}" + (" (this one)" if slot.version == subject.version.number else ""),
+            slot.variant,
+            "silent" if host.silent else slot.state,
+            NOTHING if host.silent_seconds is None else f"{host.silent_seconds:.0f} s ago",
+        )
+        for host in subject.hosts
+        for held in host.assignments
+        if held.model == subject.version.model
+        for slot in (held.observed.slots if held.observed else ())
+    ]
+    columns = "host | hardware | version | variant | state! | last heard#"
+    return _table("What serves where, as the hosts report it", columns, rows)
 
 
 def noise(seen: Noise, subject: Subject) -> list[Table]:
