@@ -58,10 +58,18 @@ class DataFolderBusy(Conflict):
     """Another `weighbridge up` runs on this data folder."""
 
 
-def run(settings: UpNeeds, *, hosts: int = 2, seconds: float | None = None, json: bool = False) -> int:
+def run(
+    settings: UpNeeds,
+    *,
+    hosts: int = 2,
+    seconds: float | None = None,
+    json: bool = False,
+    follow: Callable[[str], None] | None = None,
+) -> int:
     """Run everything until SIGTERM, SIGINT or for `seconds`; the exit status.
 
-    Prints one line, when the registry answers, that says where everything is. Raises DataFolderBusy, Invalid.
+    Prints one line, when the registry answers, that says where everything is; then `follow` runs with the registry's
+    URL in a thread that nobody waits for. Raises DataFolderBusy, Invalid.
     """
     if settings.registry.host not in _LOOPBACK:
         raise Invalid(
@@ -75,10 +83,17 @@ def run(settings: UpNeeds, *, hosts: int = 2, seconds: float | None = None, json
         supervisor = Supervisor(plan.children(), stop)
         try:
             supervisor.start()
-            supervisor.run(lambda: plan.answers() and plan.announce(json), seconds)
+            supervisor.run(lambda: plan.answers() and plan.announce(json) and _begin(follow, plan.registry), seconds)
         finally:
             supervisor.end()
     return 0
+
+
+def _begin(follow: Callable[[str], None] | None, registry: str) -> bool:
+    """Always True."""
+    if follow is not None:
+        threading.Thread(target=follow, args=(registry,), name="follow", daemon=True).start()
+    return True
 
 
 class Plan:

@@ -12,6 +12,7 @@ from weighbridge.registry import catalog, events, versions
 from weighbridge.registry.db import Session, clock, insert_or_skip
 from weighbridge.registry.errors import Conflict, Invalid, NotFound, RevisionMismatch
 from weighbridge.registry.models import Alias
+from weighbridge.registry.spelling import nearest
 
 _ROLLOUTS = frozenset({"champion", "previous"})
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{limits.ALIAS}}}")
@@ -71,7 +72,8 @@ def delete_alias(
     assert line.id is not None
     row = _locked(tx, line.id, name)
     if row is None:
-        raise NotFound("alias", f"{name} of model {model}")
+        known = tx.scalars(select(col(Alias.name)).where(col(Alias.model_id) == line.id))
+        raise NotFound("alias", f"{name} of model {model}", nearest(name, known))
     if expected_revision is not None and expected_revision != row.revision:
         raise RevisionMismatch(f"alias {name} of model {model}", expected_revision, row.revision)
     before = {"alias": name, "number": row.number}

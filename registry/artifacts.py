@@ -13,6 +13,7 @@ from weighbridge.registry.lifecycle import VariantStatus
 from weighbridge.registry.models import ArtifactBlob, Blob, GateResult, Metric, Variant, Version
 from weighbridge.registry.schemas import GateResult as WireGate
 from weighbridge.registry.schemas import Metric as WireMetric
+from weighbridge.registry.spelling import nearest
 
 TENSORS = "tensors."
 """How the gates begin that validation judges; all others are of an evaluation."""
@@ -56,8 +57,15 @@ def find_variant(tx: Session, version_id: int, name: str = "original") -> Varian
     mine = select(Variant).where(col(Variant.version_id) == version_id, col(Variant.name) == name)
     row = tx.scalars(mine, execution_options={"populate_existing": True}).one_or_none()
     if row is None:
-        raise NotFound("variant", f"{name} of the version with id {version_id}")
+        raise no_variant(tx, version_id, name)
     return row
+
+
+def no_variant(tx: Session, version_id: int, name: str) -> NotFound:
+    """That a version has no such variant, with the one that is spelled most like it."""
+    known = tx.scalars(select(col(Variant.name)).where(col(Variant.version_id) == version_id)).all()
+    number = tx.scalars(select(col(Version.number)).where(col(Version.id) == version_id)).one_or_none()
+    return NotFound("variant", f"{name} of version {number}", nearest(name, known))
 
 
 def record_metrics(tx: Session, variant_id: int, metrics: Sequence[WireMetric], *, judgement: int) -> None:

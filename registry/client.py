@@ -18,7 +18,7 @@ from weighbridge.registry import client_download, client_feed, frames
 from weighbridge.registry.client_download import Progress
 from weighbridge.registry.client_feed import ENDED, quoted
 from weighbridge.registry.client_http import Http
-from weighbridge.registry.errors import Conflict
+from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.schemas import (
     Alias,
     AliasTarget,
@@ -50,6 +50,7 @@ from weighbridge.registry.schemas import (
     VersionDetail,
     Worker,
 )
+from weighbridge.registry.spelling import nearest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -225,9 +226,13 @@ class Client:
         Files that are there already are kept, a broken download goes on. Raises NotFound, Conflict while there is no
         artifact, DigestMismatch.
         """
-        found = next((v for v in self.version(model, version).variants if v.name == variant), None)
+        whole = self.version(model, version)
+        known = {one.name: one for one in whole.variants}
+        if variant not in known and variant != "original":
+            raise NotFound("variant", f"{variant} of version {whole.number} of {model}", nearest(variant, known))
+        found = known.get(variant)
         if found is None or found.artifact_digest is None:
-            raise Conflict(f"version {version} of {model} has no artifact {variant} (yet): see its status")
+            raise Conflict(f"version {whole.number} of {model} has no artifact {variant} (yet): it is {whole.status}")
         return client_download.artifact(self._http, found.artifact_digest, Path(dest), progress)
 
     def blob(self, digest: str) -> bytes:
@@ -312,28 +317,34 @@ class Client:
     def start_rollout(
         self,
         model: str,
-        version: int | None = None,
+        version: int | str | None = None,
         *,
         variant: str | None = None,
         settings: Mapping[str, Any] | None = None,
         reason: str = "",
     ) -> Rollout:
-        """Roll out a version (None: the newest ready one). `settings` override the recipe's within the policy.
+        """Roll out a version, by number or alias (None: the newest ready one).
 
-        `variant` is for every kind of host; None: each kind gets what is measured to be best for it.
+        `settings` override the recipe's within the policy. `variant` is for every kind of host; None: each kind gets
+        what is measured to be best for it.
         """
         wishes = dict(settings or {})
         start = RolloutStart(model=model, version=version, variant=variant, settings=wishes, reason=reason)
         return Rollout.model_validate_json(self._http.send("POST", "/v1/rollouts", body=start).content)
 
     def roll_back(
-        self, model: str, version: int | None = None, *, settings: Mapping[str, Any] | None = None, reason: str = ""
+        self,
+        model: str,
+        version: int | str | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        reason: str = "",
     ) -> Rollout:
         """Roll an earlier version out again (None: the one that was served before the champion).
 
         Raises NotFound where nothing was served before, Conflict while a rollout is under way: `abort` that one.
         """
-        before = version if version is not None else self.version(model, "previous").number
+        before = "previous" if version is None else version
         return self.start_rollout(model, before, settings=settings, reason=reason)
 
     def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "", *, force: bool = False) -> Rollout:

@@ -13,14 +13,14 @@ class RegistryError(Exception):
 
 
 class NotFound(RegistryError, LookupError):
-    """`what` (model, version, host …) named `name` is not there."""
+    """`what` (model, version, host …) named `name` is not there; `near`: what may have been meant."""
 
     status = 404
     code = "not-found"
 
-    def __init__(self, what: str, name: object) -> None:
-        super().__init__(f"no {what} {name}")
-        self.what, self.name = what, name
+    def __init__(self, what: str, name: object, near: str = "") -> None:
+        super().__init__(f"no {what} {name}" + (f": did you mean {near}?" if near else ""))
+        self.what, self.name, self.near = what, name, near
 
 
 class Conflict(RegistryError):
@@ -41,7 +41,7 @@ class LeavesNothing(Conflict):
     def __init__(
         self, what: str, model: str, *, hosts: Sequence[str] = (), aliases: Sequence[str] = (), instead: str
     ) -> None:
-        whom = f"hosts {', '.join(hosts)}" if hosts else f"the fleet of {model}"
+        whom = f"host{'s' * (len(hosts) > 1)} {', '.join(hosts)}" if hosts else f"the fleet of {model}"
         lost = f" ({', '.join(aliases)} would name nothing that is served)" if aliases else ""
         super().__init__(
             f"{what} leaves {whom} with nothing of {model} to serve{lost}: {instead}; or force it (--force, force=true)"

@@ -17,6 +17,7 @@ from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, Forbidden, Invalid, LeavesNothing, NotFound
 from weighbridge.registry.models import ArtifactBlob, Assignment, Host, Model, Token
 from weighbridge.registry.schemas import Desired, DesiredModel, Enrolled, Enrolment, Slot
+from weighbridge.registry.spelling import MOST, nearest
 from weighbridge.registry.tokens import Principal
 
 SILENT = 15.0
@@ -87,8 +88,13 @@ def get(tx: Session, host_id: str) -> Host:
     """Return a host. Raises NotFound."""
     host = tx.get(Host, host_id)
     if host is None:
-        raise NotFound("host", host_id)
+        raise _no_host(tx, host_id)
     return host
+
+
+def _no_host(tx: Session, host_id: str) -> NotFound:
+    names = [name for row in tx.execute(select(col(Host.name), col(Host.id)).limit(MOST)) for name in row]
+    return NotFound("host", host_id, nearest(host_id, names))
 
 
 def desired(tx: Session, host_id: str) -> Desired:
@@ -118,7 +124,7 @@ def assign(tx: Session, host_id: str, model_id: int, slots: Iterable[Slot], roll
     """
     host = lock(tx, host_id)
     if host is None:
-        raise NotFound("host", host_id)
+        raise _no_host(tx, host_id)
     if host.state != "enrolled":
         raise Conflict(f"host {host_id} is retired")
     wanted = [slot.model_dump() for slot in slots]
@@ -153,7 +159,7 @@ def retire(
     """
     host = lock(tx, host_id)
     if host is None:
-        raise NotFound("host", host_id)
+        raise _no_host(tx, host_id)
     if host.state == "retired":
         return host
     if not force and (alone := alone_with(tx, host, silent_seconds)):

@@ -17,7 +17,18 @@ from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from weighbridge.registry import champion, events, hosts, identity, jobs, lifecycle, rollout_settings, rollout_variants
+from weighbridge.registry import (
+    catalog,
+    champion,
+    events,
+    hosts,
+    identity,
+    jobs,
+    lifecycle,
+    rollout_settings,
+    rollout_variants,
+    versions,
+)
 from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, LeavesNothing, NotFound
@@ -48,7 +59,7 @@ _PAST = MappingProxyType(
 def start(
     tx: Session,
     model: str,
-    number: int | None = None,
+    selector: int | str | None = None,
     *,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -56,16 +67,14 @@ def start(
     actor: str,
     reason: str = "",
 ) -> Rollout:
-    """Start by hand the rollout of a version (the newest ready one when `number` is None).
+    """Start by hand the rollout of a version: by number, alias or `latest`; None: the newest ready one.
 
     `variant` is for every kind of host, and no measurement replaces it later; None: each kind gets what is measured to
     be best for it. `settings` override the recipe's rollout part. Raises NotFound, Conflict (not ready, served already,
     or one is under way), Invalid (a setting that is unknown, wrong, or that the policy overrules).
     """
-    row = tx.scalars(select(Model).where(Model.name == model)).one_or_none()
-    if row is None:
-        raise NotFound("model", model)
-    version = _version(tx, row, number)
+    row = catalog.get(tx, model)
+    version = _version(tx, row, selector)
     chosen = rollout_settings.overridden(
         rollout_settings.of(tx, version, NO_POLICY), settings or {}, policy_for(model, policies)
     )
@@ -338,15 +347,15 @@ def report(
     )
 
 
-def _version(tx: Session, model: Model, number: int | None) -> Version:
-    query = select(Version).where(Version.model_id == model.id)
-    if number is None:
-        query = query.where(Version.status == VersionStatus.READY).order_by(*identity.newest_first()).limit(1)
+def _version(tx: Session, model: Model, selector: int | str | None) -> Version:
+    if selector is not None:
+        version = versions.get(tx, model.name, selector)
     else:
-        query = query.where(Version.number == number)
-    version = tx.scalars(query).one_or_none()
-    if version is None:
-        raise NotFound(f"ready version of model {model.name}" if number is None else "version", number or "yet")
+        ready = select(Version).where(Version.model_id == model.id, Version.status == VersionStatus.READY)
+        newest = tx.scalars(ready.order_by(*identity.newest_first()).limit(1)).one_or_none()
+        if newest is None:
+            raise NotFound(f"ready version of model {model.name}", "yet")
+        version = newest
     if version.status != VersionStatus.READY:
         raise Conflict(f"version {version.number} of {model.name} is {version.status}: only a ready one can be served")
     return version

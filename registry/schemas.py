@@ -475,11 +475,11 @@ class Rollout(Wire):
 
 
 class RolloutStart(Sent):
-    """Start a rollout by hand. Without `version` the newest ready one; `settings` override the recipe's rollout part,
-    within the operator's policy."""
+    """Start a rollout by hand. `version`: a number, an alias or `latest`; without it the newest ready one. `settings`
+    override the recipe's rollout part, within the operator's policy."""
 
     model: limits.ModelName
-    version: limits.Count | None = None
+    version: limits.Count | limits.Name | None = None
     variant: limits.Id | None = None
     """For every kind of host; None: each kind gets what is measured to be best for it."""
     settings: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from weighbridge.registry.db import Session, insert_or_skip
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Model, Template, Version
+from weighbridge.registry.spelling import MOST, nearest
 
 
 def add(
@@ -72,7 +73,7 @@ def get(tx: Session, name: str) -> Template:
     """Raises NotFound."""
     row = tx.scalars(select(Template).where(col(Template.name) == name)).one_or_none()
     if row is None:
-        raise NotFound("template", name)
+        raise NotFound("template", name, nearest(name, tx.scalars(select(col(Template.name)).limit(MOST))))
     return row
 
 

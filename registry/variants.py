@@ -13,7 +13,7 @@ from sqlalchemy import String, and_, cast, exists, func, literal, or_, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from weighbridge.registry import events, identity, jobs, lifecycle, versions, workers_seen
+from weighbridge.registry import artifacts, events, identity, jobs, lifecycle, versions, workers_seen
 from weighbridge.registry.db import Session, clock, insert_into, insert_or_skip
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.lifecycle import (
@@ -90,10 +90,10 @@ def listing(tx: Session, version_id: int) -> list[Variant]:
 
 def get(tx: Session, version_id: int, name: str) -> Variant:
     """Raises NotFound."""
-    row = next((row for row in listing(tx, version_id) if row.name == name), None)
-    if row is None:
-        raise NotFound("variant", f"{name} of the version with id {version_id}")
-    return row
+    rows = {row.name: row for row in listing(tx, version_id)}
+    if name not in rows:
+        raise artifacts.no_variant(tx, version_id, name)
+    return rows[name]
 
 
 def shards(version: Version, wish: VariantWish) -> int:

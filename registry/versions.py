@@ -30,6 +30,7 @@ from weighbridge.registry.lifecycle import (
 )
 from weighbridge.registry.models import Alias, CheckpointFile, Job, Model, Recipe, Variant, Version
 from weighbridge.registry.recipe import Policy
+from weighbridge.registry.spelling import nearest
 from weighbridge.storage.identity import weights as weights_of
 from weighbridge.storage.identity import written_at
 from weighbridge.storage.protocols import Ref
@@ -163,9 +164,17 @@ def get(tx: Session, model: str, selector: int | str) -> Version:
         statement = statement.join(Alias, pointed).where(col(Alias.name) == selector)
     version = tx.scalars(statement).one_or_none()
     if version is None:
-        catalog.get(tx, model)
-        raise NotFound("version", f"{model}@{selector}")
+        raise NotFound("version", f"{model}@{selector}", _near(tx, catalog.get(tx, model), str(selector)))
     return version
+
+
+def _near(tx: Session, model: Model, selector: str) -> str:
+    """Of a number, the newest one; of a name, the alias that is spelled most like it."""
+    if selector.isdigit():
+        return f"{model.name}@{model.next_version - 1}" if model.next_version > 1 else ""
+    names = tx.scalars(select(col(Alias.name)).where(col(Alias.model_id) == model.id)).all()
+    found = nearest(selector, [*names, "latest"])
+    return f"{model.name}@{found}" if found else ""
 
 
 def advance(tx: Session, version_id: int, *, actor: str, policies: Sequence[Policy]) -> list[Job]:

@@ -21,6 +21,7 @@ from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import Get, List, ObjectInfo, OpenUploads, OpenWriter, Ref
 from weighbridge.storage.published import MalformedManifest, PublishedFile, read_published
 from weighbridge.storage.safetensors_header import Header, MalformedHeader, ShortFile, read_header
+from weighbridge.words import counted
 
 QUIET = 30.0
 """Seconds without a change that must do where nobody can tell whether a file has a writer."""
@@ -175,9 +176,9 @@ class _Assessment:
             shards |= self._prove_index(key, headers)
         self._prove_no_strays(sorted(headers.keys() - shards), bool(indexes))
         tensors = sum(len(header.tensors) for header in headers.values())
-        files = f"{len(headers)} safetensors file{'s' * (len(headers) != 1)}"
+        files = counted(len(headers), "safetensors file")
         bound = ", exactly those of the index" if indexes else ""
-        reason = f"{files} with {tensors} tensors, as long as the headers say{bound}"
+        reason = f"{files} with {counted(tensors, 'tensor')}, as long as the headers say{bound}"
         return Complete(Proof.P2, self._pins(keys), reason)
 
     def _without_safetensors(self) -> Verdict:

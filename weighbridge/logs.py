@@ -5,10 +5,12 @@ Secrets are removed from the finished line, tracebacks included, because that is
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -25,35 +27,56 @@ _REPLACEMENTS = (rf"\1:{HIDDEN}", rf"\1{HIDDEN}", rf"\1{HIDDEN}")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+_WORDS = re.compile(r"[A-Za-z]+([-_. ][A-Za-z]+)*")
+"""A secret of ordinary words: texts hold them where they are none, as in the name of a logger or a folder."""
+
+
 class Redact:
     """Takes known secrets, and what looks like one, out of a text."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         # Short values would blank ordinary words; longest first, so that one within another leaves no rest.
-        self._known = sorted({secret for secret in secrets if len(secret) >= 6}, key=len, reverse=True)
+        known = sorted({secret for secret in secrets if len(secret) >= 6}, key=len, reverse=True)
+        self._known = [secret for secret in known if not _WORDS.fullmatch(secret)]
+        self._words = [_as_value(secret) for secret in known if _WORDS.fullmatch(secret)]
 
     def __call__(self, text: str) -> str:
         for secret in self._known:
             text = text.replace(secret, HIDDEN)
+        for word in self._words:
+            text = word.sub(rf"\g<before>{HIDDEN}", text)
         for pattern, replacement in zip(_PATTERNS, _REPLACEMENTS, strict=True):
             text = pattern.sub(replacement, text)
         return text
 
 
+def _as_value(word: str) -> re.Pattern[str]:
+    """The word where it stands as a value: alone, in quotes, or behind `=` or `:`."""
+    there = rf"(?<![\w./-]){re.escape(word)}(?![\w.-])"
+    return re.compile(rf"(?P<before>^(?={re.escape(word)}$)|[=:]\s?[\"']?|[\"']){there}")
+
+
 class HumanFormatter(logging.Formatter):
-    """`13:08:01.250 INFO    weighbridge.daemon.intake: digits/run-1 is complete (P2)`."""
+    """`13:08:01.250Z INFO    weighbridge.daemon.intake: digits/run-1 is complete (P2)`. Times are UTC."""
+
+    converter = staticmethod(time.gmtime)
 
     def __init__(self, redact: Redact) -> None:
-        super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
         self._redact = redact
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._redact(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """One line whatever it quotes, so that a name from a bucket writes no line of its own; tracebacks follow."""
-        text = super().formatMessage(record)
+        said = copy.copy(record)
+        said.message = self._redact(record.message)
+        text = super().formatMessage(said)
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    def formatException(self, ei: Any) -> str:
+        return self._redact(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return self._redact(stack_info)
 
 
 class JsonFormatter(logging.Formatter):
@@ -73,7 +96,9 @@ class JsonFormatter(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps({key: self._clean(value) for key, value in line.items()}, default=str)
+        kept = ("time", "level", "logger")  # none of them is anybody's text
+        cleaned = {key: value if key in kept else self._clean(value) for key, value in line.items()}
+        return json.dumps(cleaned, default=str)
 
     def _clean(self, value: Any) -> Any:
         return value if isinstance(value, int | float | None) else self._redact(str(value))

@@ -24,6 +24,7 @@ from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Task, VariantWish
 from weighbridge.storage.blobs import Blobs, Keep
 from weighbridge.storage.errors import StorageError
+from weighbridge.words import counted
 from weighbridge.workers.compression import artifact, proof
 from weighbridge.workers.compression.data import Limited, open_data
 from weighbridge.workers.compression.memory import release
@@ -135,7 +136,7 @@ def _compress(task: CompressTask, blobs: Keep, cache: BlobPath, folder: Path, pr
     if not task.part:
         return _finish(task, original, _whole(task, order, blobs, cache), blobs, progress)
     built = _build(order, _shard(task, int(task.part)))
-    said = f"shard {int(task.part) + 1} of {task.shards}: {len(built.tensors):,} tensors"
+    said = f"shard {int(task.part) + 1} of {task.shards}: {counted(len(built.tensors), 'tensor')}"
     return Outcome.passed(said, {"shard": artifact.keep_shard(built, blobs)})
 
 

@@ -21,6 +21,7 @@ from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Gate, Quality, Task
 from weighbridge.registry.schemas import Metric
+from weighbridge.words import counted
 from weighbridge.workers.evaluation import reading, runs, tasks, verdicts
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.evaluation.datasets import BadDataset, open_dataset
@@ -102,7 +103,7 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     said = ", ".join(
         f"{_SAID.get(name, name)} {value:.4g}" for name, value in scores.values.items() if name not in _LONG
     )
-    return Outcome.passed(f"{said} on {scores.rows:,} rows", facts, **rows)
+    return Outcome.passed(f"{said} on {counted(scores.rows, 'row')}", facts, **rows)
 
 
 _SAID = {"f1": "F1", "r2": "R²"}

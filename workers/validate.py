@@ -114,7 +114,8 @@ def quarantined(task: ValidateTask, desk: Desk, reason: str) -> Outcome:
 
 
 def _superseded(gone: StorageError) -> Outcome:
-    return Outcome.superseded(f"the content changed while it was validated: {gone}")
+    what = "was deleted" if isinstance(gone, ObjectNotFound) else "changed"
+    return Outcome.superseded(f"the content {what} before it was safe in the artifact store: {gone}")
 
 
 def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:

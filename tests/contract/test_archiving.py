@@ -180,7 +180,7 @@ def test_the_last_host_that_serves_is_not_retired_by_the_way(fleet: Fleet) -> No
         tx.execute(update(Host).where(col(Host.id) == "b").values(seen_at=1.0))
     with (
         fleet.db.transaction() as tx,
-        pytest.raises(LeavesNothing, match="retiring host a leaves hosts a with nothing"),
+        pytest.raises(LeavesNothing, match="retiring host a leaves host a with nothing"),
     ):
         hosts.retire(tx, "a", actor="ada")
     with fleet.db.transaction() as tx:

@@ -273,7 +273,7 @@ def test_a_download_is_whole_and_verified(api: Api, folder: Path) -> None:
         record(tx, "b")
     with pytest.raises(Conflict, match="no artifact"):
         client.download("digits", 2, folder)
-    with pytest.raises(Conflict, match="no artifact int8"):
+    with pytest.raises(NotFound, match="no variant int8 of version 1 of digits"):
         client.download("digits", 1, folder, "int8")
 
 

@@ -513,7 +513,7 @@ def test_measurements_of_a_repeated_attempt_replace_each_other(database: Databas
             artifacts.record_gates(tx, again.id, [GateResult(gate="accuracy", verdict="passed")], judgement=1)
         artifacts.record_metrics(tx, again.id, [Metric(name="accuracy", value=0.25)], judgement=2)
         assert [metric.value for metric in artifacts.metrics(tx, 1)] == [0.75]
-        with pytest.raises(NotFound, match="no variant int8 of the version with id 1"):
+        with pytest.raises(NotFound, match="no variant int8 of version 1"):
             artifacts.find_variant(tx, 1, "int8")
 
 

@@ -108,7 +108,7 @@ def test_variants_are_opened_when_their_version_is_ready(database: Database) -> 
         assert tx.get_one(Version, 1).status == "ready"
         assert variants.get(tx, 1, "bf16").wish["method"] == "bf16"
         assert not variants.settled(tx, 1)
-        with pytest.raises(NotFound, match="no variant fp16 of the version with id 1"):
+        with pytest.raises(NotFound, match="no variant fp16 of version 1: did you mean bf16"):
             variants.get(tx, 1, "fp16")
 
 

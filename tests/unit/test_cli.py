@@ -255,3 +255,15 @@ def test_the_base_install_is_the_client_and_the_command_line(tmp_path: Path) -> 
     assert [line for line in said if "Traceback" in line] == []
     assert any("pip install 'weighbridge[demo]'" in line for line in said)
     assert any("pip install 'weighbridge[daemon]'" in line for line in said)
+
+
+def test_a_factory_that_fails_says_so_in_its_own_words(tmp_path: Path) -> None:
+    """An error of its code is no surprise of ours: type, message, place, and that it is called without arguments."""
+    (tmp_path / "mine.py").write_text(
+        "def build(width):\n    pass\n\ndef broken():\n    raise TypeError('width is 3')\n"
+    )
+    with pytest.raises(Failed, match=r"TypeError: build\(\) missing 1 required positional argument: 'width'") as caught:
+        template._make(f"{tmp_path}/mine.py:build")
+    assert caught.value.code == Exit.FAILED
+    with pytest.raises(Failed, match=r"broken failed: TypeError: width is 3 \(mine.py line 5\); it is called without"):
+        template._make(f"{tmp_path}/mine.py:broken")

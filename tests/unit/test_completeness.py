@@ -64,7 +64,7 @@ def test_a_single_file_is_complete_when_it_is_as_long_as_its_header_says() -> No
     info = store.put("digits/a.safetensors", safetensors())
     store.put("digits/a.safetensors.md5", b"")
     verdict = look(store, "digits/a.safetensors")
-    assert verdict == Complete(Proof.P2, (pin(info),), "1 safetensors file with 1 tensors, as long as the headers say")
+    assert verdict == Complete(Proof.P2, (pin(info),), "1 safetensors file with 1 tensor, as long as the headers say")
 
 
 def test_a_short_file_waits_and_counts() -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weighbridge.cli import output, rollouts, session
+from weighbridge.cli import output, rollouts, session, telling
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.versions import Force, Reason
+from weighbridge.registry.errors import NotFound
+from weighbridge.registry.spelling import nearest
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Client
@@ -94,7 +96,7 @@ def retire(
         named = [known.id for known in client.hosts() if known.name == host and known.state != "retired"]
         if len(named) > 1:
             raise Failed(f"{len(named)} hosts are named {host}: give one of the ids {', '.join(named)}", Exit.REFUSED)
-        gone = client.retire(named[0] if named else host, reason, force=force)
+        gone = client.retire(named[0] if named else _by_id(client, host), reason, force=force)
     if json:
         output.emit(gone)
     else:
@@ -116,11 +118,34 @@ def events(
     """
     with session.of(context).client() as client:
         if follow:
+            if model is not None and not known(client, model):
+                output.note(f"nothing of {model} is there yet: it is waited for")
             for event in client.watch(after, model=model, kinds=kind):
                 _line(event, json=json)
             return
-        for event in _recent(client, after, limit, model=model, kinds=kind):
+        found = list(_recent(client, after, limit, model=model, kinds=kind))
+        if not found and model is not None:
+            next(client.versions(model), None)  # raises NotFound for a name that nothing has
+        for event in found:
             _line(event, json=json)
+
+
+def known(client: Client, model: str) -> bool:
+    """Whether there is such a model, or something that may become its first version."""
+    try:
+        next(client.versions(model), None)
+    except NotFound:
+        return False
+    return True
+
+
+def _by_id(client: Client, host: str) -> str:
+    """Raises NotFound, with the name that is spelled most like it."""
+    there = list(client.hosts())
+    if host not in {one.id for one in there}:
+        names = [name for one in there if one.state != "retired" for name in (one.name, one.id)]
+        raise NotFound("host", host, nearest(host, names))
+    return host
 
 
 def _recent(
@@ -142,10 +167,7 @@ def _line(event: Event, *, json: bool) -> None:
     if json:
         output.emit(event)
         return
-    what = " ".join(str(part) for part in (event.model, event.version) if part is not None) or event.subject
-    by = f" by {event.actor}" if event.actor else ""
-    why = f": {event.reason}" if event.reason else ""
-    output.line(f"{event.seq:>6} {event.created_at:%H:%M:%S} {event.kind:<22} {what}{by}{why}")
+    output.line(telling.line(event))
 
 
 def state(host: Host) -> str:

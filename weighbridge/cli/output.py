@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from weighbridge.terminal import clean, console, draw, error, line, show
+from weighbridge.words import counted
 
 __all__ = (
     "ago",
@@ -92,11 +93,6 @@ def ago(then: datetime) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} {name} ago"
     return f"{seconds / 86400:.0f} days ago"
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 host`, `1,200 hosts`, `2 matches`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def size(count: int | None) -> str:

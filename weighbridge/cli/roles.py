@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from weighbridge.cli import session
+from weighbridge.cli import session, telling
 from weighbridge.cli.exits import needs
 
 PANEL = "Run it"
@@ -25,11 +26,12 @@ def up(
     ] = None,
     hosts: Annotated[int, typer.Option(min=0, help="Inference hosts to run.")] = 2,
     seconds: Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="End by itself after this.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no line for what happens.")] = False,
     json: session.Json = False,
 ) -> None:
     """Run everything on one machine with embedded parts; Ctrl-C stops it all, a second start goes on where it was.
 
-    The first line says where everything is.
+    The first line says where everything is; then comes one for whatever happens (with --json an object a line).
 
     Example: weighbridge up ./drops
     """
@@ -40,7 +42,14 @@ def up(
     with needs("up"):
         from weighbridge.daemon.up import run as supervise
 
-    raise typer.Exit(supervise(run.settings, hosts=hosts, seconds=seconds, json=json))
+    began = datetime.now(UTC)
+
+    def follow(url: str) -> None:
+        with run.client(url) as client:
+            telling.follow(client, began, json=json)
+
+    follows = None if quiet else follow
+    raise typer.Exit(supervise(run.settings, hosts=hosts, seconds=seconds, json=json, follow=follows))
 
 
 def daemon(context: typer.Context) -> None:

@@ -67,7 +67,7 @@ def start(
     context: typer.Context,
     model: ModelName,
     version: Annotated[
-        int | None, typer.Argument(metavar="VERSION", help="A number; else the newest ready one.")
+        str | None, typer.Argument(metavar="VERSION", help="A number or an alias; else the newest ready one.")
     ] = None,
     variant: Annotated[
         str | None, typer.Option(help="This variant for every host; else each kind gets what is measured best for it.")
@@ -78,7 +78,7 @@ def start(
 ) -> None:
     """Roll a version out, or other variants of the version that is served.
 
-    Examples: weighbridge rollouts start digits 4 --with bake=60 -m "hotfix"; weighbridge rollouts start digits
+    Examples: weighbridge rollouts start digits 4 --with bake=60 -m "hotfix"; weighbridge rollouts start digits staging
     --variant onnx-int8-dynamic
     """
     with session.of(context).client() as client:
@@ -90,7 +90,7 @@ def rollback(
     context: typer.Context,
     model: ModelName,
     version: Annotated[
-        int | None, typer.Argument(metavar="VERSION", help="A number; else the one that was served before.")
+        str | None, typer.Argument(metavar="VERSION", help="A number or an alias; else the one that was served before.")
     ] = None,
     settings: Settings = None,
     reason: Reason = "",

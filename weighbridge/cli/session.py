@@ -47,12 +47,12 @@ class Session:
         level = "debug" if self.debug else log.level
         logs.setup(level, log.format, secrets=logs.secrets_of(self.settings))
 
-    def client(self) -> Client:
-        """A client of the registry that the settings name."""
+    def client(self, url: str = "") -> Client:
+        """A client of the registry at `url`; else of the one that the settings name."""
         from weighbridge.registry.client import Client
 
         token = self.settings.registry.token
-        return Client(self.settings.registry_url, token=token.get_secret_value() if token else None)
+        return Client(url or self.settings.registry_url, token=token.get_secret_value() if token else None)
 
 
 def of(context: typer.Context) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +73,8 @@ def add(
     if json:
         output.emit(added)
         return
-    output.line(f"template {name}: {len(added.parameters)} tensors, fingerprint {added.fingerprint[:16]}")
+    tensors = output.counted(len(added.parameters), "tensor")
+    output.line(f"template {name}: {tensors}, fingerprint {added.fingerprint[:16]}")
     for line in _contract(built):
         output.line(f"  {line}")
 
@@ -150,11 +152,22 @@ def _make(reference: str) -> Any:
 
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return load_factory(reference)()
+        factory = load_factory(reference)
+        try:
+            return factory()
+        except Exception as exc:  # whatever their own code raises
+            words = f"{reference} failed: {type(exc).__name__}: {exc}"
+            raise Failed(f"{words} ({_where(exc)}); it is called without arguments") from exc
     except LoadError as exc:
         raise Failed(str(exc), Exit.NOT_FOUND if ":" in reference else Exit.USAGE) from exc
     finally:
         sys.path.remove(str(Path.cwd()))
+
+
+def _where(error: Exception) -> str:
+    """The last line of code that the error went through: theirs, or the call itself."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name} line {last.lineno}"
 
 
 def _specs(specs: list[dict[str, Any]]) -> str:

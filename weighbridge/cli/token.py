@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -71,4 +71,4 @@ def revoke(
 
 
 def _date(when: datetime | None) -> str:
-    return "" if when is None else f"{when:%Y-%m-%d %H:%M}"
+    return "" if when is None else f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

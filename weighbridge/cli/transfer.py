@@ -95,7 +95,8 @@ def _tell(result: PublishResult, judged: VersionDetail | None, *, json: bool) ->
         published = {"model": result.model, "name": result.name, "path": result.path, "digest": result.digest}
         output.emit(published | {"size": result.size, "version": judged})
         return
-    output.line(f"{result.path} is published: {output.size(result.size)} in {len(result.files)} files")
+    files = output.counted(len(result.files), "file")
+    output.line(f"{result.path} is published: {output.size(result.size)} in {files}")
     if judged is not None:
         verdict(judged, json=False)
 

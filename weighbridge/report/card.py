@@ -12,6 +12,7 @@ from typing import Any
 from weighbridge.registry.schemas import Variant
 from weighbridge.report import words
 from weighbridge.report.subject import ORIGINAL, Subject, metric
+from weighbridge.words import counted
 
 _UNKNOWN = "The registry does not know it; the model's owner does."
 _SMALL = "a bias, a norm or a buffer"
@@ -48,7 +49,8 @@ def _details(subject: Subject) -> Iterator[str]:
     tensors = version.facts.get("tensors")
     if isinstance(tensors, dict) and "count" in tensors:
         dtypes = ", ".join(f"{count} × {dtype}" for dtype, count in sorted(dict(tensors.get("dtypes", {})).items()))
-        yield f"{tensors['count']:,} tensors, {tensors.get('elements', 0):,} parameters and buffers ({dtypes})."
+        elements = f"{tensors.get('elements', 0):,} parameters and buffers ({dtypes})"
+        yield f"{counted(tensors['count'], 'tensor')}, {elements}."
     if version.tags:
         yield "Tags: " + ", ".join(f"{key}={value}" for key, value in sorted(version.tags.items())) + "."
     yield f"Who trained it, how, and under what licence: {_UNKNOWN}"
@@ -67,7 +69,7 @@ def _program(subject: Subject) -> str:
 def _factors(subject: Subject) -> Iterator[str]:
     named = {row.slice for one in subject.variants for row in one.metrics if row.slice.startswith("class=")}
     if named:
-        yield f"Measured apart for each of {len(named)} classes."
+        yield f"Measured apart for {counted(len(named), 'class', 'classes')}."
     else:
         yield "Nothing was measured apart for groups or classes."
     if subject.devices:
@@ -94,8 +96,8 @@ def _evaluation(subject: Subject) -> str:
         return "No evaluation set: nothing was measured on data."
     rows = next((one.facts["rows"] for one in subject.variants if isinstance(one.facts.get("rows"), int)), None)
     rows = rows or next((v for v in (subject.version.facts.get("count"),) if isinstance(v, int)), None)
-    counted = f" of {words.count(rows, 'row')}" if rows else ""
-    return f"eval.safetensors{counted}, BLAKE3 {', '.join(digests)}. What it holds: {_UNKNOWN}"
+    many = f" of {counted(rows, 'row')}" if rows else ""
+    return f"eval.safetensors{many}, BLAKE3 {', '.join(digests)}. What it holds: {_UNKNOWN}"
 
 
 def _training(subject: Subject) -> Iterator[str]:
@@ -144,7 +146,7 @@ def _of_variants(subject: Subject) -> Iterator[str]:
         if facts.get("calibration") == "synthetic":
             yield f"{one.name} was calibrated on random inputs, not on data."
         if layers := _kept_layers(subject, one.name):
-            yield f"{one.name} leaves {words.count(len(layers), 'tensor')} untouched: {_listed(layers)}."
+            yield f"{one.name} leaves {counted(len(layers), 'tensor')} untouched: {_listed(layers)}."
         yield from (f"{one.name}: {note}" for note in _notes(one))
 
 
@@ -170,6 +172,6 @@ def _of_measurements(subject: Subject) -> Iterator[str]:
     elif not any(one.hardware.get("device") == "cuda" for one in subject.measured if one.status == "valid"):
         yield "Nothing was measured on a GPU."
     if subject.spoilt:
-        yield f"{words.count(len(subject.spoilt), 'measurement')} on a busy machine gave no fact."
+        yield f"{counted(len(subject.spoilt), 'measurement')} on a busy machine gave no fact."
     if any(one.environment.get("inputs") == "synthetic" for device in subject.devices for one in device.facts.values()):
         yield "Some speeds were measured with synthetic inputs."

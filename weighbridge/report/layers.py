@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from weighbridge.report import picture, words
 from weighbridge.report.picture import Look, Picture
 from weighbridge.report.subject import Subject
+from weighbridge.words import counted
 
 _LEAST_DECIBELS = 6.0
 """The shortest axis that is drawn: a factor of two."""
@@ -41,8 +42,9 @@ def draw(seen: Noise, styles: Mapping[str, Look]) -> Picture:
     """Dots by layer, or a heat map of many layers."""
     worst = min((value, variant, name) for variant, rows in seen.values.items() for name, value in rows.items())
     description = (
-        f"SQNR of {len(seen.names)} tensors in {len(seen.values)} variants. The lowest is {worst[0]:.1f} dB: "
-        f"{words.short(worst[2])} in {words.short(worst[1])}. The tables below have the numbers."
+        f"SQNR of {counted(len(seen.names), 'tensor')} in {counted(len(seen.values), 'variant')}. "
+        f"The lowest is {worst[0]:.1f} dB: {words.short(worst[2])} in {words.short(worst[1])}. "
+        "The tables below have the numbers."
     )
     title = "Signal to quantization noise by layer"
     if len(seen.names) > MOST_ROWS:

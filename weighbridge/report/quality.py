@@ -13,6 +13,7 @@ from weighbridge.registry.schemas import Variant
 from weighbridge.report import picture, words
 from weighbridge.report.picture import BAD, INK, MUTED, PAPER, Look, Picture
 from weighbridge.report.subject import ORIGINAL, Subject, metric
+from weighbridge.words import counted
 
 MOST_CLASSES = 30
 """Classes that a picture shows; of more, those that changed most. The table has them all."""
@@ -105,7 +106,7 @@ def quality_against_size(seen: Kept, styles: Mapping[str, Look]) -> Picture:
         axes.set_ylabel(seen.words)
 
     description = (
-        f"{len(seen.points)} forms of the version by size and {seen.words}. "
+        f"{counted(len(seen.points), 'form')} of the version by size and {seen.words}. "
         f"On the Pareto front: {', '.join(map(words.short, seen.front))}. The table of variants has the numbers."
     )
     tall = max(3.6, 0.8 + 0.21 * len(seen.points))
@@ -237,5 +238,7 @@ def f1_by_class(seen: Classes, styles: Mapping[str, Look]) -> Picture:
 
     some = f"the {len(shown)} of {len(seen.names)} classes that changed most" if len(shown) < len(seen.names) else ""
     title = f"F1 by class{': ' + some if some else ''}"
-    description = f"F1 of {len(shown)} classes, for the original and {len(seen.f1) - 1} variants."
+    description = (
+        f"F1 of {counted(len(shown), 'class', 'classes')}, for the original and {counted(len(seen.f1) - 1, 'variant')}."
+    )
     return picture.draw("classes", title, description, (8.6, max(2.6, 0.9 + 0.24 * len(shown))), paint)

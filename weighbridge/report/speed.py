@@ -15,6 +15,7 @@ from weighbridge.registry.schemas import BenchmarkRow, VariantBenchmark
 from weighbridge.report import picture, words
 from weighbridge.report.picture import INK, LINE, MUTED, Look, Picture
 from weighbridge.report.subject import ORIGINAL, Device, serving_row, serving_rows
+from weighbridge.words import counted
 
 Styles = Mapping[str, Look]
 _LEAST_RATIO = 2.0
@@ -64,8 +65,9 @@ def latencies(name: str, device: Device, styles: Styles) -> Picture | None:
 
     fastest = min(rows, key=lambda variant: rows[variant].p50)
     description = (
-        f"Cumulative distribution of the latency of {len(rows)} variants on {device.label}. The lowest median has "
-        f"{words.short(fastest)} with {words.time(rows[fastest].p50)}. The table below has the percentiles."
+        f"Cumulative distribution of the latency of {counted(len(rows), 'variant')} on {device.label}. "
+        f"The lowest median has {words.short(fastest)} with {words.time(rows[fastest].p50)}. "
+        "The table below has the percentiles."
         f"{_beside(device)}"
     )
     return picture.draw(f"{name}-latency", "Latency distributions", description, (8.6, 3.8), paint)
@@ -90,8 +92,8 @@ def ratios(name: str, device: Device, styles: Styles) -> Picture | None:
 
     faster = [words.short(variant) for variant, one in others.items() if one.finding == "faster"]
     description = (
-        f"Speed of {len(others)} variants on {device.label} as multiples of the original's. Faster by more than the "
-        f"spread: {', '.join(faster) or 'none'}. The table of variants has the numbers."
+        f"Speed of {counted(len(others), 'variant')} on {device.label} as multiples of the original's. "
+        f"Faster by more than the spread: {', '.join(faster) or 'none'}. The table of variants has the numbers."
     )
     return picture.draw(
         f"{name}-ratio", "Speed beside the original", description, (8.6, 1.2 + 0.32 * len(others)), paint
@@ -181,8 +183,9 @@ def sweeps(name: str, device: Device, styles: Styles) -> Picture | None:
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
     description = (
-        f"Left: rows a second against the batch on {device.label}, for {len(batches)} variants; dotted is what the "
-        "original's batch of one would give if larger batches cost nothing, and the most that it reached. Right: p99 "
+        f"Left: rows a second against the batch on {device.label}, for {counted(len(batches), 'variant')}; "
+        "dotted is what the original's batch of one would give if larger batches cost nothing, and the most that it "
+        "reached. Right: p99 "
         f"against rows a second with more and more callers. The tables below have the numbers.{_beside(device)}"
     )
     tall = 3.9 + 0.2 * ((len(batches) + 4) // 4)

@@ -91,11 +91,6 @@ def pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(values.items())) or NOTHING
 
 
-def count(number: int, noun: str) -> str:
-    """`1 row`, `1,200 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _digits(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"

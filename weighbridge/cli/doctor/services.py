@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weighbridge.cli.doctor.finding import Finding
 from weighbridge.cli.exits import Failed, needs
 from weighbridge.cli.session import Session
+from weighbridge.words import counted
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -49,8 +50,9 @@ def registry(run: Session) -> Iterator[Finding]:
     """The API answers, and knows us."""
     with run.client() as client:
         seen = client.status()
-        waiting = f", {len(seen.waiting)} checkpoints wait (`weighbridge status`)" if seen.waiting else ""
-        yield Finding("registry", True, f"{client.url} answers: {seen.models} models, {seen.hosts} hosts{waiting}")
+        waiting = f", {counted(len(seen.waiting), 'checkpoint')} open (`weighbridge status`)" if seen.waiting else ""
+        there = f"{counted(seen.models, 'model')}, {counted(seen.hosts, 'host')}"
+        yield Finding("registry", True, f"{client.url} answers: {there}{waiting}")
 
 
 def hosts(run: Session) -> Iterator[Finding]:
