@@ -155,7 +155,7 @@ def get(tx: Session, model: str, selector: int | str) -> Version:
     named = select(col(Model.id)).where(col(Model.name) == model).scalar_subquery()
     statement = select(Version).where(col(Version.model_id) == named)
     if isinstance(selector, int) or (selector.isascii() and selector.isdigit()):
-        statement = statement.where(col(Version.number) == int(selector))
+        statement = statement.where(col(Version.number) == min(int(selector), limits.COUNT))
     elif selector == "latest":
         statement = statement.where(col(Version.status) != VersionStatus.DUPLICATE)
         statement = statement.order_by(*identity.newest_first()).limit(1)

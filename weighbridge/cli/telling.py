@@ -62,7 +62,7 @@ def _detail(event: Event) -> str:
     match kind:
         case "alias":
             before = event.before.get("number")
-            return name + (f", {before} before" if before is not None else "")
+            return str(event.after.get("alias", name)) + (f", {before} before" if before is not None else "")
         case "tag":
             return name
         case "variant":
