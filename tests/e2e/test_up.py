@@ -120,9 +120,14 @@ def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) ->
 
 
 def test_it_ends_by_itself_after_its_time(tmp_path: Path) -> None:
-    """`--for`: exit 0, nothing left behind; the wished ports were busy and others were taken."""
+    """`--for`: exit 0, nothing left behind; wished ports that are busy are no obstacle. What happens is a line."""
     with up(tmp_path, "--hosts", "0", "--for", "20") as (process, where):
         assert httpx.get(f"{where['registry']}/readyz").status_code == 200
+        (tmp_path / "drops/digits").mkdir()
+        (tmp_path / "drops/digits/old.pt").write_bytes(b"PK")
+        assert process.stdout is not None
+        told = next(event for event in map(json.loads, process.stdout) if event["kind"].startswith("checkpoint."))
+        assert (told["kind"], told["after"]["path"]) == ("checkpoint.refused", "digits/old.pt")
         left = descendants(process)
         assert process.wait(40) == 0
         assert not any(runs(one.pid) for one in left)
