@@ -131,16 +131,41 @@ class Judging:
 
 
 class Beside:
-    """What listings saw beside the checkpoints, by model: tells `changed` what no event told."""
+    """What listings saw beside the checkpoints: tells `changed` of models whose files are others than they were.
 
-    def __init__(self, changed: Callable[[str], None]) -> None:
-        self._changed = changed
-        self._known: dict[str, bytes] = {}
+    The first whole listing tells `first`: what waits is looked at then in any case. Listings may run side by side.
+    """
+
+    def __init__(self, changed: Callable[[str], None], first: Callable[[str], None]) -> None:
+        self._changed, self._first = changed, first
+        self._lock = threading.Lock()
+        self._known: dict[str, bytes] | None = None
+
+    def look(self) -> Looking:
+        """For one listing."""
+        return Looking(self._end)
+
+    def _end(self, seen: dict[str, bytes], whole: bool) -> None:
+        with self._lock:
+            if self._known is None:
+                if not whole:
+                    return
+                told, tell, self._known = set(seen), self._first, dict(seen)
+            else:
+                gone = self._known.keys() - seen.keys() if whole else set[str]()
+                others = {model for model, digest in seen.items() if self._known.get(model) != digest}
+                told, tell = others | gone, self._changed
+                self._known = seen if whole else self._known | seen
+        for model in sorted(told):
+            tell(model)
+
+
+class Looking:
+    """One listing's look at what lies beside the checkpoints."""
+
+    def __init__(self, end: Callable[[dict[str, bytes], bool], None]) -> None:
+        self._end = end
         self._seen: dict[str, bytes] = {}
-
-    def begin(self) -> None:
-        """A listing begins."""
-        self._seen = {}
 
     def see(self, model: str, info: ObjectInfo) -> None:
         """A file that judges this model's checkpoints."""
@@ -148,10 +173,4 @@ class Beside:
 
     def end(self, *, whole: bool) -> None:
         """The listing is over; `whole`: what it did not see is gone."""
-        gone = self._known.keys() - self._seen.keys() if whole else set[str]()
-        for model in gone:
-            del self._known[model]
-        others = [model for model, digest in self._seen.items() if self._known.get(model) != digest]
-        self._known |= self._seen
-        for model in (*sorted(gone), *others):
-            self._changed(model)
+        self._end(self._seen, whole)

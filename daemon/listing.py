@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from blake3 import blake3
 
-from weighbridge.daemon.judging import Beside
+from weighbridge.daemon.judging import Beside, Looking
 from weighbridge.daemon.layout import Group, Layout, Wishes
 from weighbridge.daemon.look import identity
 from weighbridge.daemon.looks import Order, order
@@ -38,7 +38,7 @@ class Listing:
 
     `hint` is called for every group that must be looked at: new, changed, gone, or waiting. What is settled and as it
     was is known by 16 bytes a checkpoint, so that a million of them cost little memory. `judged` is called for every
-    model whose recipe or sets are others than at the listing before.
+    model whose recipe or sets are others than at the listing before, `begun` at the first one for those that have any.
     """
 
     name = "listing"
@@ -52,11 +52,12 @@ class Listing:
         *,
         seconds: float = 60.0,
         judged: Callable[[str], None] = lambda model: None,
+        begun: Callable[[str], None] = lambda model: None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._layout, self._db, self._hint = store, layout, db, hint
-        self._beside = Beside(judged)
+        self._beside = Beside(judged, begun)
         self._seconds, self._wake, self._clock = seconds, wake, clock
         self._lock = threading.Lock()
         self._requested: set[str] = set()
@@ -86,9 +87,9 @@ class Listing:
         """List one prefix now; return how many groups were hinted at."""
         settled = self._settled(turning)
         hinted = 0
-        self._beside.begin()
+        beside = self._beside.look()
         different: list[tuple[Order, Group]] = []
-        for number, (group, seen, newest) in enumerate(self._groups(prefix)):
+        for number, (group, seen, newest) in enumerate(self._groups(prefix, beside)):
             if number % _BEAT == 0:
                 turning.beat()
                 if turning.stopping:
@@ -100,7 +101,7 @@ class Listing:
                 settled.discard(known)
             else:
                 different.append((order(newest.timestamp(), group.path), group))
-        self._beside.end(whole=prefix == self._layout.prefix)
+        beside.end(whole=prefix == self._layout.prefix)
         return hinted + self._tell(different) + self._hint_rest(prefix, settled, turning)
 
     def _tell(self, different: list[tuple[Order, Group]]) -> int:
@@ -129,7 +130,7 @@ class Listing:
                     self._hint(Group(model, path), None)
         return hinted
 
-    def _groups(self, prefix: str) -> Iterator[tuple[Group, str, datetime]]:
+    def _groups(self, prefix: str, beside: Looking) -> Iterator[tuple[Group, str, datetime]]:
         """Each group below the prefix with its listing's digest, and when its weights were written.
 
         A folder's objects come together, says the store.
@@ -142,7 +143,7 @@ class Listing:
                     yield group, hasher.update(b"".join(pending)).hexdigest(16), newest
                 place = self._layout.place(info.key)
                 if isinstance(place, Wishes):
-                    self._beside.see(place.model, info)
+                    beside.see(place.model, info)
                 group = place if isinstance(place, Group) else None
                 inside = group.path if group is not None and group.folder else "\0"
                 hasher, pending, newest = blake3(), [], _NEVER

@@ -98,6 +98,7 @@ class Daemon:
             self.intake.hint,
             seconds=settings.list_seconds,
             judged=self.intake.changed,
+            begun=lambda model: self.judging.changed(model),
             wake=lambda: self._listing.wake(),
         )
         self.judging = Judging(store, layout, db, notifier, policies=policies, wake=lambda: self._judging.wake())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import case, select
 from sqlmodel import col
 
 from weighbridge import limits
@@ -95,11 +95,12 @@ def seen(
         yield row[0], row[1], row[2], row[3]
 
 
-def waiting_paths(tx: Session, model: str) -> list[str]:
-    """Return the paths of a model that wait or were refused: what judges them changed, so they are looked at again."""
+def waiting_paths(tx: Session, model: str, most: int = 1000) -> list[str]:
+    """Return the newest `most` paths of a model that wait, then were refused: what judges them changed, look again."""
     states = (CheckpointState.WAITING, CheckpointState.REFUSED)
-    waits = (col(Checkpoint.model) == model, col(Checkpoint.state).in_(states))
-    return list(tx.scalars(select(col(Checkpoint.path)).where(*waits)))
+    open_ones = (col(Checkpoint.model) == model, col(Checkpoint.state).in_(states))
+    first = case((col(Checkpoint.state) == CheckpointState.WAITING, 0), else_=1), col(Checkpoint.id).desc()
+    return list(tx.scalars(select(col(Checkpoint.path)).where(*open_ones).order_by(*first).limit(most)))
 
 
 def removed(tx: Session, model: str, path: str) -> None:

@@ -64,17 +64,18 @@ def test_no_set_is_nothing_that_anybody_lacked() -> None:
 def test_listings_tell_what_no_event_told() -> None:
     """What is new, other, or gone; what is as it was is not told again, nor what was not listed."""
     told: list[str] = []
-    beside = Beside(told.append)
+    beside = Beside(told.append, lambda model: told.append(f"first {model}"))
 
     def listing(*seen: tuple[str, str], whole: bool = True) -> list[str]:
         told.clear()
-        beside.begin()
+        looking = beside.look()
         for model, etag in seen:
-            beside.see(model, ObjectInfo(f"{model}/recipe.yaml", 1, etag, datetime(2026, 1, 1, tzinfo=UTC)))
-        beside.end(whole=whole)
+            looking.see(model, ObjectInfo(f"{model}/recipe.yaml", 1, etag, datetime(2026, 1, 1, tzinfo=UTC)))
+        looking.end(whole=whole)
         return list(told)
 
-    assert listing(("a", "1"), ("b", "1")) == ["a", "b"]
+    assert listing(("a", "1"), whole=False) == []
+    assert listing(("a", "1"), ("b", "1")) == ["first a", "first b"]
     assert listing(("a", "1"), ("b", "1")) == []
     assert listing(("a", "2"), ("b", "1")) == ["a"]
     assert listing(("a", "2"), whole=False) == []
