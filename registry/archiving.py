@@ -99,6 +99,7 @@ def unarchive(
 
 def _put_away(tx: Session, model: str, number: int, *, actor: str, reason: str) -> tuple[Version, Loss]:
     version = versions.lock(tx, versions.get(tx, model, number).id or 0)
+    champion.lock(tx, version.model_id)
     aliases = tx.scalars(
         select(col(Alias.name)).where(col(Alias.model_id) == version.model_id, col(Alias.number) == number)
     ).all()

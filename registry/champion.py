@@ -157,7 +157,11 @@ def crown(tx: Session, rollout: Rollout) -> None:
 
 
 def withdraw(tx: Session, version: Version, reason: str) -> None:
-    """The version may not be served any more: `previous` takes the place of a champion, and the hosts follow."""
+    """The version may not be served any more: `previous` takes the place of a champion, and the hosts follow.
+
+    One at a time of a model: two that go at once must not each count on the other.
+    """
+    lock(tx, version.model_id)
     tx.flush()  # the version's new status decides what `slot` finds below
     words = f"version {version.number} was withdrawn: {reason}"
     before = number(tx, version.model_id, PREVIOUS)
@@ -175,6 +179,11 @@ def withdraw(tx: Session, version: Version, reason: str) -> None:
                 tx.add(rollout)
         tx.flush()
     converge(tx, version.model_id)
+
+
+def lock(tx: Session, model_id: int) -> None:
+    """Hold the model's row until the transaction's end; after the version's, before the rollouts'."""
+    tx.get_one(Model, model_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 def restore(tx: Session, version: Version, *, actor: str) -> None:

@@ -338,7 +338,7 @@ def test_every_error_is_a_problem(api: Api, monkeypatch: pytest.MonkeyPatch) -> 
 
     assert problem("GET", "/nothing")[:2] == (404, "not-found")
     assert problem("PATCH", "/v1/models")[:2] == (405, "method-not-allowed")
-    status, code, detail = problem("POST", "/v1/rollouts", json={"model": "a", "version": "x"})
+    status, code, detail = problem("POST", "/v1/rollouts", json={"model": "a", "version": []})
     assert (status, code) == (422, "invalid")
     assert "version" in detail
     malformed = problem("POST", "/v1/rollouts", content=b"{", headers={"content-type": "application/json"})

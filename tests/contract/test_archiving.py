@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from fixtures.api import Api, put_ready, sqlite_only
 from fixtures.registry import record, work
@@ -87,6 +90,27 @@ def test_what_something_else_replaced_does_not_come_back_by_itself(fleet: Fleet)
         rollouts.start(tx, MODEL, 2, actor="ada")
     fleet.through("a", "b")
     assert fleet.served() == {"a": [2], "b": [2]}
+
+
+def test_two_that_go_at_once_do_not_count_on_each_other(fleet: Fleet) -> None:
+    """Of the last two good versions one is put away; the other is the last one by then."""
+    fleet.ready("2")
+    fleet.through("a", "b")
+    both = threading.Barrier(2)
+
+    def go(number: int) -> str:
+        both.wait()
+        try:
+            archive(fleet, number)
+        except LeavesNothing:
+            return "refused"
+        return "archived"
+
+    with ThreadPoolExecutor(2) as people:
+        assert sorted(people.map(go, (1, 2))) == ["archived", "refused"]
+    left = alias(fleet, "champion")
+    assert left in (1, 2)
+    assert fleet.served() == {"a": [left], "b": [left]}
 
 
 def test_looking_changes_nothing(fleet: Fleet) -> None:
