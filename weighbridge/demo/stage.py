@@ -78,6 +78,7 @@ def up(bucket: Bucket, data: Path, *, seconds: float) -> Iterator[dict[str, Any]
         str(config),
         "up",
         "--json",
+        "--quiet",
         "--for",
         f"{seconds:g}",
     ]
