@@ -36,9 +36,12 @@ class Membership:
     """`wanted`: what this process says of itself; `once`: the one-time token of the first enrolment."""
 
     def __init__(self, folder: HostFolder, open_client: OpenClient, wanted: Enrolment, once: str | None) -> None:
-        self._folder, self._open, self._wanted, self._once = folder, open_client, wanted, once
+        self._folder, self._open, self._wanted = folder, open_client, wanted
         self._identity = folder.identity()
         token = self._identity.token if self._identity else None
+        # What is tried when the first one has ended. A host that died while it was let in has used up its one-time
+        # token and has none of its own: on the registry's machine this user's registry left one that lets it in.
+        self._others: list[str | None] = [] if once is None else [once if token else None]
         self._clients = [open_client(token or once)]
         self._enrolling = asyncio.Lock()
         self.epoch = 0
@@ -102,13 +105,14 @@ class Membership:
         wanted = self._wanted.model_copy(update={"id": self.id})
         try:
             return await in_daemon_thread(partial(self.client.enrol, wanted))
-        except Unauthorized:
-            if self._once is None or self._identity is None:
+        except Unauthorized as refused:
+            if not self._others:
                 raise
-            # The host's own token ended: a new enrolment token that names this host lets it in again.
-            once, self._once = self._once, None
-            self._clients.append(self._open(once))
-            return await in_daemon_thread(partial(self.client.enrol, wanted))
+            self._clients.append(self._open(self._others.pop()))
+            try:
+                return await in_daemon_thread(partial(self.client.enrol, wanted))
+            except Unauthorized:
+                raise refused from None
 
     async def _patiently(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         said = ""

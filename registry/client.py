@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import httpx
 from pydantic import TypeAdapter
 
-from weighbridge.registry import client_download, client_feed, frames
+from weighbridge.registry import client_download, client_feed, frames, local
 from weighbridge.registry.client_download import Progress
 from weighbridge.registry.client_feed import ENDED, quoted
 from weighbridge.registry.client_http import Http
-from weighbridge.registry.errors import Conflict
+from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.schemas import (
     Alias,
     AliasTarget,
@@ -39,6 +39,7 @@ from weighbridge.registry.schemas import (
     Rollout,
     RolloutStart,
     Status,
+    StoreAddress,
     TagValue,
     Template,
     Token,
@@ -61,8 +62,11 @@ Verb = Literal["pause", "resume", "abort", "promote", "approve"]
 class Client:
     """One registry. Thread-safe; close it, or use it as a context manager.
 
-    `url` and `token` default to WEIGHBRIDGE_URL (else http://127.0.0.1:8400) and WEIGHBRIDGE_TOKEN. `timeout` is in
-    seconds: to connect, and between two reads. Reads and idempotent writes are tried again for a short while.
+    `url` and `token` default to WEIGHBRIDGE_URL and WEIGHBRIDGE_TOKEN. Without a URL it is the registry of the data
+    folder `data`, else of the one that the working directory or a folder above is or has, else http://127.0.0.1:8400.
+    Without a token it is the one that a registry of this user left on this machine, as `weighbridge up` does.
+    `timeout` is in seconds: to connect, and between two reads. Reads and idempotent writes are tried again for a short
+    while. Raises NotFound for a data folder that never had a registry, NotPrivate for one that others can write to.
     """
 
     def __init__(
@@ -70,11 +74,16 @@ class Client:
         url: str | None = None,
         token: str | None = None,
         *,
+        data: Path | str | None = None,
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        url = url or os.environ.get("WEIGHBRIDGE_URL") or DEFAULT_URL
-        self._http = Http(url, token or os.environ.get("WEIGHBRIDGE_TOKEN"), timeout, transport)
+        url = url or (None if data else os.environ.get("WEIGHBRIDGE_URL"))
+        folder = Path(data).absolute() if data is not None else None
+        if url is None and transport is None:
+            url, folder = _own(folder)
+        token = token or os.environ.get("WEIGHBRIDGE_TOKEN")
+        self._http = Http(url or DEFAULT_URL, token, timeout, transport, folder)
 
     @property
     def url(self) -> str:
@@ -252,6 +261,10 @@ class Client:
     def status(self) -> Status:
         return self._http.get(Status, "/v1/status")
 
+    def store(self) -> StoreAddress:
+        """Where checkpoints are dropped, without any secret: credentials are the caller's own."""
+        return self._http.get(StoreAddress, "/v1/store")
+
     def policies(self) -> list[dict[str, Any]]:
         """The operator's policies, in the order in which they are matched."""
         answer: list[dict[str, Any]] = self._http.send("GET", "/v1/policies").json()
@@ -384,11 +397,24 @@ class Client:
         wish = TokenWish(role=role, name=name, ttl=ttl, host_id=host_id)
         return NewToken.model_validate_json(self._http.send("POST", "/v1/tokens", body=wish).content).token
 
+    def browser_address(self) -> str:
+        """An address that signs a browser in, once: it reads in this token's name for some hours."""
+        once = NewToken.model_validate_json(self._http.send("POST", "/v1/sessions").content).token
+        return f"{self.url}/?token={once}"
+
     def tokens(self) -> Iterator[Token]:
         return self._http.pages(Token, "/v1/tokens")
 
     def revoke_token(self, token_id: int) -> None:
         self._http.send("DELETE", f"/v1/tokens/{token_id}")
+
+
+def _own(data: Path | None) -> tuple[str | None, Path | None]:
+    """URL and data folder of the registry of this user that is meant where no address is given; None: there is none."""
+    found = local.of(data) if data is not None else local.around(Path.cwd())
+    if found is None and data is not None:
+        raise NotFound("registry in the data folder", data)
+    return (found.url, found.data) if found else (None, None)
 
 
 def _version(model: str, version: int | str) -> str:

@@ -492,6 +492,16 @@ class Decision(Sent):
     """Only on an open (loopback) registry; elsewhere the token's name counts."""
 
 
+class StoreAddress(Wire):
+    """Where checkpoints are dropped: `url` (a folder's absolute path, or s3://BUCKET), the keys' `prefix`, endpoint."""
+
+    url: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    path_style: bool = True
+
+
 # --- tokens
 
 

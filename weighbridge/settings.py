@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from weighbridge.daemon.settings import DaemonSettings
 from weighbridge.hosts.settings import HostSettings
+from weighbridge.registry.local import DATA
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage.settings import StorageSettings
@@ -61,8 +62,9 @@ class Settings(BaseSettings):
     )
 
     data: Path = Field(
-        default=Path("weighbridge-data"),
-        description="Folder that relative paths of the database, the worker's cache and the host's data lie in.",
+        default=Path(DATA),
+        description="Folder that relative paths of the database, the worker's cache and the host's data lie in; closed "
+        "to other users, since the registry leaves an administrator's token there.",
     )
     storage: StorageSettings = Field(default_factory=StorageSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)

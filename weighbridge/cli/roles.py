@@ -95,7 +95,10 @@ def registry(
     from weighbridge.daemon.systemd import notify
 
     with needs("registry"):
+        from weighbridge.daemon.sockets import socket_path
         from weighbridge.registry.serve import run as serve
+    if run.settings.registry.socket is None:
+        run.override(registry__socket=socket_path(run.settings.data.absolute(), name="registry.sock"))
 
     def ready(url: str) -> None:
         logging.getLogger(__name__).info("the registry answers at %s", url)

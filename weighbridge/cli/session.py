@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 if TYPE_CHECKING:
+    from weighbridge.cli.target import Target
     from weighbridge.registry.client import Client
     from weighbridge.settings import Loaded, Settings
 
@@ -24,6 +26,7 @@ class Session:
     config: Path | None = None
     flags: dict[str, Any] = field(default_factory=dict)
     debug: bool = False
+    _said: bool = False
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -38,6 +41,7 @@ class Session:
     def override(self, **flags: Any) -> None:
         """Add a command's own flags (`registry__port=…`); None is no flag."""
         self.flags |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+        self.__dict__.pop("loaded", None)
 
     def logging(self) -> None:
         """Begin to log to stderr as the settings say."""
@@ -47,12 +51,37 @@ class Session:
         level = "debug" if self.debug else log.level
         logs.setup(level, log.format, secrets=logs.secrets_of(self.settings))
 
-    def client(self) -> Client:
-        """A client of the registry that the settings name."""
-        from weighbridge.registry.client import Client
+    @cached_property
+    def target(self) -> Target:
+        """The registry that this command means. Raises NotFound, NotPrivate."""
+        from weighbridge.cli.target import choose
 
-        token = self.settings.registry.token
-        return Client(self.settings.registry_url, token=token.get_secret_value() if token else None)
+        return choose(self.loaded, Path.cwd())
+
+    def client(self) -> Client:
+        """A client of the registry that this command means; where that is not obvious it is said, beside the answer."""
+        from weighbridge.cli import output
+        from weighbridge.registry.client import DEFAULT_URL, Client
+
+        target, token = self.target, self.settings.registry.token
+        command = click.get_current_context(silent=True)
+        if target.note and target.url != DEFAULT_URL and command and not (self._said or command.params.get("json")):
+            output.note(target.note)
+            self._said = True
+        return Client(target.url, token=token.get_secret_value() if token else None, data=target.data)
+
+    def beside_up(self) -> Session:
+        """The same with the settings of the `weighbridge up` whose data folder is at hand; itself where none is."""
+        from weighbridge.registry.errors import NotFound
+
+        try:
+            data = self.target.data
+        except NotFound:
+            return self
+        file = data / "weighbridge.toml" if data else None
+        if self.config is not None or file is None or not file.is_file():
+            return self
+        return Session(config=file, flags=self.flags, debug=self.debug)
 
 
 def of(context: typer.Context) -> Session:
