@@ -15,9 +15,10 @@ from weighbridge import __version__
 from weighbridge.registry import hosts, schemas, tokens
 from weighbridge.registry.api.auth import Reader
 from weighbridge.registry.api.context import Ctx
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.api.sessions import LINK_SECONDS
 
-router = APIRouter(tags=["browser"])
+router = APIRouter(tags=["browser"], route_class=Guarded)
 
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

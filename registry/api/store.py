@@ -7,9 +7,10 @@ from fastapi import APIRouter
 from weighbridge.registry import schemas
 from weighbridge.registry.api.auth import Publisher
 from weighbridge.registry.api.context import Ctx
+from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.errors import NotFound
 
-router = APIRouter(prefix="/v1", tags=["store"])
+router = APIRouter(prefix="/v1", tags=["store"], route_class=Guarded)
 
 
 @router.get("/store")

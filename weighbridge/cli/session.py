@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ class Session:
     config: Path | None = None
     flags: dict[str, Any] = field(default_factory=dict)
     debug: bool = False
-    _said: bool = False
+    quiet: bool = False
+    """Whether nobody is to be told, or was told already, which registry this is."""
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -64,10 +64,9 @@ class Session:
         from weighbridge.registry.client import DEFAULT_URL, Client
 
         target, token = self.target, self.settings.registry.token
-        command = click.get_current_context(silent=True)
-        if target.note and target.url != DEFAULT_URL and command and not (self._said or command.params.get("json")):
+        if target.note and target.url != DEFAULT_URL and not self.quiet:
             output.note(target.note)
-            self._said = True
+            self.quiet = True
         return Client(target.url, token=token.get_secret_value() if token else None, data=target.data)
 
     def beside_up(self) -> Session:
@@ -81,13 +80,14 @@ class Session:
         file = data / "weighbridge.toml" if data else None
         if self.config is not None or file is None or not file.is_file():
             return self
-        return Session(config=file, flags=self.flags, debug=self.debug)
+        return Session(config=file, flags=self.flags, debug=self.debug, quiet=True)
 
 
 def of(context: typer.Context) -> Session:
     """The session of this run."""
     session = context.find_object(Session)
     assert session is not None, "the root callback makes it"
+    session.quiet = session.quiet or bool(context.params.get("json"))
     return session
 
 
