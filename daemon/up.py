@@ -108,13 +108,12 @@ class Plan:
 
     def children(self) -> list[list[Child]]:
         """In the order of their end: those of one list together."""
-        config = self._write_config()
+        config, of_hosts = self._write_configs()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIGHBRIDGE_")}
-        base = [sys.executable, "-m", "weighbridge.cli", "--config", str(config)]
 
-        def role(name: str, *arguments: str, **more: str) -> Child:
-            log_file = self._data / "logs" / f"{name}.log"
-            return Child(name, [*base, *arguments], log_file, environment=environment | more)
+        def role(name: str, *arguments: str, file: Path = config, **more: str) -> Child:
+            command = [sys.executable, "-m", "weighbridge.cli", "--config", str(file), *arguments]
+            return Child(name, command, self._data / "logs" / f"{name}.log", environment=environment | more)
 
         # A host is given what lets it in once, and the registry the digest of that: neither sees the other's secrets.
         once = {number: tokens.new_bearer() for number in self._newcomers()}
@@ -122,7 +121,8 @@ class Plan:
         for number, port in enumerate(self._host_ports, 1):
             own = ("--set", f"host.port={port}", "--set", f"host.name={self._host_name(number)}")
             token = {"WEIGHBRIDGE_HOST__ENROLMENT_TOKEN": once[number]} if number in once else {}
-            working.append(role(f"host-{number}", *own, "--set", f"host.data=host-{number}", "host", **token))
+            where = ("--set", f"host.data=host-{number}")
+            working.append(role(f"host-{number}", *own, *where, "host", file=of_hosts, **token))
         digests = {self._host_name(number): tokens.hash_of(bearer) for number, bearer in once.items()}
         children = [working, [role("registry", "registry", WEIGHBRIDGE_REGISTRY__ENROLMENTS=jsonlib.dumps(digests))]]
         return children if self._socket is None else [*children, [self._valkey(self._socket)]]
@@ -156,8 +156,11 @@ class Plan:
         print(jsonlib.dumps(where) if as_json else words, flush=True)
         return True
 
-    def _write_config(self) -> Path:
-        """The settings as this run completes them, readable by their owner only: they hold the secrets."""
+    def _write_configs(self) -> tuple[Path, Path]:
+        """The settings as this run completes them, and what of them hosts need: nothing that opens anything else.
+
+        Readable by their owner only: they hold the secrets.
+        """
         values = self._values
         values["data"] = self._data
         values["storage"]["url"] = self.folder
@@ -166,7 +169,12 @@ class Plan:
         values["worker"]["shutdown_seconds"] = min(values["worker"]["shutdown_seconds"], WORKER_GRACE)
         if self._socket is not None:
             values["broker"]["url"] = f"redis+socket://{self._socket}?virtual_host=0"
-        file = self._data / "weighbridge.toml"
+        registry = {name: values["registry"][name] for name in ("host", "port", "url", "socket")}
+        of_hosts = {"data": self._data, "registry": registry, "host": values["host"], "log": values["log"]}
+        return self._write_config("weighbridge.toml", values), self._write_config("hosts.toml", of_hosts)
+
+    def _write_config(self, name: str, values: dict[str, Any]) -> Path:
+        file = self._data / name
         private.write(file, f"# Written by `weighbridge up` at each start.\n{toml.dumps(values)}".encode())
         return file
 

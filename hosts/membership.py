@@ -83,10 +83,17 @@ class Membership:
                 async with self._enrolling:
                     if epoch == self.epoch:  # nobody else has done it meanwhile
                         log.warning("%s: enrolling again", exc)
-                        await self._enrol()
+                        await self._enrol_again(exc)
                 raise
 
         return await self._patiently(once)
+
+    async def _enrol_again(self, because: Exception) -> None:
+        """Raises Refused with the first reason too: whose tokens ended with it is told no more than that."""
+        try:
+            await self._enrol()
+        except (Unauthorized, Forbidden) as exc:
+            raise self._refused(f"{because}; {exc}") from exc
 
     async def _enrol(self) -> None:
         try:
@@ -134,7 +141,11 @@ class Membership:
         try:
             return await retrying(call)
         except (Unauthorized, Forbidden) as exc:
-            raise Refused(
-                f"the registry does not let this host in: {exc}; create an enrolment token"
-                f"{f' that names host {self.id}' if self.id else ''} and start again with host.enrolment_token"
-            ) from exc
+            raise self._refused(str(exc)) from exc
+
+    def _refused(self, why: str) -> Refused:
+        named = f" that names host {self.id}" if self.id else ""
+        return Refused(
+            f"the registry does not let this host in: {why}; create an enrolment token{named} and start again with "
+            "host.enrolment_token"
+        )

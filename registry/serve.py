@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import tenacity
 import uvicorn
@@ -31,7 +32,6 @@ from weighbridge.registry.schemas import StoreAddress
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage import private
 from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.settings import StorageSettings
 
 logger = logging.getLogger(__name__)
@@ -92,13 +92,13 @@ def run(needs: RegistryNeeds, *, migrate: bool = True, ready: Callable[[str], No
 
 
 def store_address(storage: StorageSettings) -> StoreAddress:
-    """Where publishers find the watched store; nothing that it is opened with. Raises StorageError."""
-    store = storage.open_source()
-    s3 = storage.s3
-    if isinstance(store, FolderStore):
-        return StoreAddress(url=str(store.root), prefix=storage.prefix)
+    """Where publishers find the watched store; nothing that it is opened with."""
+    if "://" not in storage.url:
+        return StoreAddress(url=str(Path(storage.url).expanduser().absolute()), prefix=storage.prefix)
+    s3, endpoint = storage.s3, urlsplit(storage.s3.endpoint_url or "")
+    bare = endpoint._replace(netloc=endpoint.netloc.rpartition("@")[2]).geturl() or None
     return StoreAddress(
-        url=storage.url, prefix=storage.prefix, endpoint_url=s3.endpoint_url, region=s3.region, path_style=s3.path_style
+        url=storage.url, prefix=storage.prefix, endpoint_url=bare, region=s3.region, path_style=s3.path_style
     )
 
 

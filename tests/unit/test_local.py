@@ -219,9 +219,8 @@ def test_a_user_without_a_home(tmp_path: Path, socket_folder: Path, monkeypatch:
 def test_publishers_are_told_where_the_store_is(tmp_path: Path) -> None:
     """Its address, without anything that it is opened with."""
     keys = {"access_key": SecretStr("AKIA"), "secret_key": SecretStr("hunter2")}
-    s3 = S3Options.model_validate({"endpoint_url": "http://127.0.0.1:9000", **keys})
+    s3 = S3Options.model_validate({"endpoint_url": "http://me:hunter2@127.0.0.1:9000", **keys})
     told = store_address(StorageSettings(url="s3://checkpoints", prefix="runs", s3=s3))
     assert told == StoreAddress(url="s3://checkpoints", prefix="runs", endpoint_url="http://127.0.0.1:9000")
     assert "hunter2" not in told.model_dump_json()
-    (tmp_path / "drops").mkdir()
-    assert store_address(StorageSettings(url=str(tmp_path / "drops"))).url == str(tmp_path / "drops")
+    assert store_address(StorageSettings(url="drops")).url == str(tmp_path / "work" / "drops")
