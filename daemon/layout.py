@@ -132,8 +132,8 @@ class Layout:
 
 
 def _concerns(name: str) -> bool:
-    """Say whether a single object is a checkpoint, or would be under its right name."""
-    return names.is_candidate(name) or names.meant(name) is not None
+    """Say whether a single object is a checkpoint, or would be under its right name, or in its right place."""
+    return names.is_candidate(name) or names.meant(name) is not None or name.endswith(names.INDEX)
 
 
 def _model(part: str) -> str:

@@ -17,7 +17,7 @@ from weighbridge.storage.strict_json import InvalidJson, TruncatedJson
 MAX_SIZE = 64 << 20
 """Bytes; the index of a model of 100,000 tensors has about 10 MB."""
 
-_FIELD, _FIELDS, _SHARD, _OTHER = 200, 100, 1100, 1 << 20
+_FIELD, _FIELDS, _SHARD, _OTHER = 200, 100, 1100, 128 << 10
 """Characters of a field's name; fields; characters of a shard's name, and of what is in all other fields."""
 
 

@@ -14,6 +14,8 @@ _PIECE = 1 << 18
 """Bytes read at once."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _TOKEN = len("\\uABCD")
+_ENDS = frozenset(" \t\n\r,}]")
+"""What may follow a value."""
 _DECODER = json.JSONDecoder(object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
 
 
@@ -69,7 +71,8 @@ class JsonStream:
                     error if isinstance(error, InvalidJson) else InvalidJson(f"no acceptable JSON: {error}")
                 ) from error
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                # A number may go on behind what is read, after its point too.
+                if self._ended or self._text[end : end + 1] in _ENDS or len(self._text) - end > _TOKEN:
                     break
             self._more()
         if end - self._at > most:

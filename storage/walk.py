@@ -35,7 +35,10 @@ def survey(root: Path, prefix: str) -> Iterator[ObjectInfo | PassedOver]:
     Raises StorageError where the root itself cannot be read.
     """
     # Our own stack: Python's ends at a thousand folders.
-    stack = [level(root, prefix.rpartition("/")[0], prefix)]
+    start = prefix.rpartition("/")[0]
+    stack: list[Iterator[Found]] = [
+        iter((_too_deep(f"{start}/"),)) if start.count("/") >= MAX_DEPTH else level(root, start, prefix)
+    ]
     while stack:
         found = next(stack[-1], None)
         if found is None:
@@ -43,9 +46,13 @@ def survey(root: Path, prefix: str) -> Iterator[ObjectInfo | PassedOver]:
         elif not isinstance(found, str):
             yield found
         elif found.count("/") > MAX_DEPTH:
-            yield PassedOver(shown(found), f"it lies in more than {MAX_DEPTH} folders: move it up")
+            yield _too_deep(found)
         else:
             stack.append(level(root, found.removesuffix("/"), prefix))
+
+
+def _too_deep(folder: str) -> PassedOver:
+    return PassedOver(shown(folder), f"it lies in more than {MAX_DEPTH} folders: move it up")
 
 
 def level(root: Path, folder: str, prefix: str = "") -> Iterator[Found]:
