@@ -36,9 +36,10 @@ def survey(root: Path, prefix: str) -> Iterator[ObjectInfo | PassedOver]:
     """
     # Our own stack: Python's ends at a thousand folders.
     start = prefix.rpartition("/")[0]
-    stack: list[Iterator[Found]] = [
-        iter((_too_deep(f"{start}/"),)) if start.count("/") >= MAX_DEPTH else level(root, start, prefix)
-    ]
+    if start.count("/") >= MAX_DEPTH:
+        yield _too_deep(f"{start}/")
+        return
+    stack = [level(root, start, prefix)]
     while stack:
         found = next(stack[-1], None)
         if found is None:

@@ -208,13 +208,8 @@ def test_keys_that_no_folder_can_have_have_rows(sqlite: Database) -> None:
 
 def test_what_a_user_may_not_read_waits_with_its_reason(open_folder: Path) -> None:
     """A folder, a file, a recipe: each is its own reason; the others are recorded; readable again, they are too."""
-    for name in (
-        "lost+found/x",
-        "alice/run.safetensors",
-        "bob/recipe.yaml",
-        "bob/run.safetensors",
-        "zoe/run.safetensors",
-    ):
+    runs = [f"{name}/run.safetensors" for name in ("alice", "bob", "zoe")]
+    for name in ("lost+found/x", "bob/recipe.yaml", *runs):
         (open_folder / name).parent.mkdir(exist_ok=True)
         (open_folder / name).write_bytes(b"lane: fast" if name.endswith("yaml") else ONE)
     closed = [open_folder / name for name in ("lost+found", "alice/run.safetensors", "bob/recipe.yaml")]
@@ -242,7 +237,7 @@ def test_what_a_user_may_not_read_waits_with_its_reason(open_folder: Path) -> No
         assert reason in states[path][1]
     for path in closed:
         path.chmod(0o755)
-    assert set(as_nobody(look)) == {"alice/run.safetensors", "bob/run.safetensors", "zoe/run.safetensors"}
+    assert set(as_nobody(look)) == set(runs)
 
 
 class Picky(MemoryStore):
@@ -337,7 +332,8 @@ def test_an_upload_of_hostile_recipes_costs_each_model_its_own(watched: Watched)
     """Parsed once and quickly, however often their checkpoints are looked at."""
     for number, text in enumerate(
         (b"gates: [" + b"{metric: x}," * 5000 + b"]", b"[" * 60_000, b"a: " + b"9" * 60_000, b"!!bool maybe",
-         b"a: 2026-13-45", b"x" * 300_000, b"&a [*a]", b"? " * 30_000, b"\xff", b"".join(b"a%d: 1\n" % n for n in range(6000)))
+         b"a: 2026-13-45", b"x" * 300_000, b"&a [*a]", b"? " * 30_000, b"\xff",
+         b"".join(b"a%d: 1\n" % n for n in range(6000)))
     ):  # fmt: skip
         watched.store.put(f"h{number}/recipe.yaml", text)
         watched.store.put(f"h{number}/a.safetensors", ONE)
@@ -407,7 +403,7 @@ def test_what_waits_is_asked_again_in_turns(watched: Watched, monkeypatch: pytes
         again.listing._hint = lambda group, *_, found=found: found.append(group.path)
         assert again.list() == len(found)
         told.append(found)
-    assert sorted(sum(told, [])) == sorted(again.states())
+    assert sorted(path for found in told for path in found) == sorted(again.states())
     assert all(len(found) <= 10 for found in told)
 
 

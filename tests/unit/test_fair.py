@@ -95,7 +95,7 @@ def test_who_floods_loses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_urgency_has_its_share() -> None:
-    """An event is answered at once beside ten thousand findings of a listing, and those go on beside a flood of events."""
+    """An event is answered at once beside the findings of a listing, and those go on beside a flood of events."""
     looks = Looks(0.25, 30)
     for number, group in enumerate(junk(9000)):
         looks.hint(group, 0, order(number, group.path), Urgency.FOUND, 1)

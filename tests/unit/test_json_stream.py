@@ -24,11 +24,7 @@ from weighbridge.storage.safetensors_header import MalformedHeader, read_header
 from weighbridge.storage.strict_json import InvalidJson, TruncatedJson
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**30), 10**30)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -44,15 +40,10 @@ def members(data: bytes) -> dict[str, Any]:
 @given(st.dictionaries(st.text(), JSON, max_size=6), st.integers(1, 9), st.booleans())
 def test_it_reads_what_json_reads(value: dict[str, Any], piece: int, ascii_: bool) -> None:
     """In pieces of any size, cut inside characters, numbers and escapes."""
+    text = json.dumps(value, ensure_ascii=ascii_, indent=piece % 3)
     before, json_stream._PIECE = json_stream._PIECE, piece
     try:
-        assert (
-            members(json.dumps(value, ensure_ascii=ascii_, indent=piece % 3).encode("utf-8", "surrogatepass")) == value
-        )
-    except InvalidJson:
-        assert any(0xD800 <= ord(c) < 0xE000 for c in json.dumps(value, ensure_ascii=False)), (
-            "half of a pair is no text"
-        )
+        assert members(text.encode()) == value
     finally:
         json_stream._PIECE = before
 

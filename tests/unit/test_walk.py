@@ -23,7 +23,7 @@ def surveyed(root: Path, prefix: str = "") -> dict[str, str]:
 
 
 def test_an_unreadable_folder_ends_no_listing(open_folder: Path) -> None:
-    """It is passed over with its reason; what lies before and behind it is listed. A plain list is whole or an error."""
+    """It is passed over with its reason; what lies around it is listed. A plain list is whole or an error."""
     for name in ("a/x", "lost+found/x", "m/run/sub/x", "z/x"):
         (open_folder / name).parent.mkdir(parents=True, exist_ok=True)
         (open_folder / name).write_text("1")
