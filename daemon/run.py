@@ -95,6 +95,7 @@ class Daemon:
             self.intake.hint,
             seconds=settings.list_seconds,
             wake=lambda: self._listing.wake(),
+            wake_below=lambda: self._rescan.wake(),
         )
         dispatch = Dispatch(
             db,
@@ -114,12 +115,14 @@ class Daemon:
         )
         sequencer = Sequencer(db, notifier, owner, poll_seconds=settings.poll_seconds)
         self._looking, self._listing = Loop(self.intake, threads=LOOK_THREADS), Loop(self.listing)
+        self._rescan = Loop(self.listing.below)
         self._reading = Loop(reading, threads=READ_THREADS)
         self._dispatch, self._sequencer = Loop(dispatch), Loop(sequencer)
         self.loops = [
             self._looking,
             self._reading,
             self._listing,
+            self._rescan,
             self._dispatch,
             self._sequencer,
             Loop(reconcile),

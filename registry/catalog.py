@@ -13,6 +13,7 @@ from weighbridge.registry.db import Session, insert_or_skip
 from weighbridge.registry.errors import Invalid, NotFound
 from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Model, Version
+from weighbridge.storage.names import composed
 
 
 def check_name(name: str) -> None:
@@ -24,6 +25,7 @@ def check_name(name: str) -> None:
 
 def ensure(tx: Session, name: str, *, actor: str) -> Model:
     """Return the model, made if need be, with its row locked: one transaction at a time adds to a model."""
+    name = composed(name)
     locked = select(Model).where(col(Model.name) == name).with_for_update(key_share=True)
     model = tx.scalars(locked, execution_options={"populate_existing": True}).one_or_none()
     if model is None:
@@ -38,7 +40,7 @@ def ensure(tx: Session, name: str, *, actor: str) -> Model:
 
 def get(tx: Session, name: str) -> Model:
     """Raises NotFound."""
-    model = tx.scalars(select(Model).where(col(Model.name) == name)).one_or_none()
+    model = tx.scalars(select(Model).where(col(Model.name) == composed(name))).one_or_none()
     if model is None:
         raise NotFound("model", name)
     return model

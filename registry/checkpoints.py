@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlmodel import col
 
 from weighbridge import limits
@@ -86,19 +86,43 @@ def lookup(tx: Session, model: str, path: str, *, lock: bool = False) -> Checkpo
 
 
 def seen(
-    tx: Session, states: Collection[CheckpointState] = tuple(CheckpointState)
+    tx: Session,
+    states: Collection[CheckpointState] = tuple(CheckpointState),
+    *,
+    model: str | None = None,
+    below: str = "",
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (model, path, seen, state) of the checkpoints in `states`, unordered, streamed: there may be a million."""
+    """Yield (model, path, seen, state) of the checkpoints in `states`, unordered, streamed: there may be a million.
+
+    Of all models, or of one (whose rows are found without reading the others'); of paths that begin with `below`.
+    """
     columns = (col(Checkpoint.model), col(Checkpoint.path), col(Checkpoint.seen), col(Checkpoint.state))
     statement = select(*columns).where(col(Checkpoint.state).in_(states))
+    if model is not None:
+        statement = statement.where(col(Checkpoint.model) == model)
     for row in tx.execute(statement, execution_options={"yield_per": 5000}):
-        yield row[0], row[1], row[2], row[3]
+        if row[1].startswith(below):
+            yield row[0], row[1], row[2], row[3]
 
 
-def waiting_paths(tx: Session, model: str) -> list[str]:
-    """Return the paths of a model that wait: what judges them changed, so they are looked at again."""
+def waiting_paths(tx: Session, model: str, most: int) -> list[str]:
+    """Return the newest `most` paths of a model that wait: what judges them changed, so they are looked at again."""
     waits = (col(Checkpoint.model) == model, col(Checkpoint.state) == CheckpointState.WAITING)
-    return list(tx.scalars(select(col(Checkpoint.path)).where(*waits)))
+    return list(tx.scalars(select(col(Checkpoint.path)).where(*waits).order_by(col(Checkpoint.id).desc()).limit(most)))
+
+
+def waiting_after(tx: Session, last: int, most: int) -> list[tuple[int, str, str]]:
+    """Return (id, model, path) of at most `most` checkpoints that wait, the next ones after the id `last`."""
+    columns = (col(Checkpoint.id), col(Checkpoint.model), col(Checkpoint.path))
+    waits = (col(Checkpoint.state) == CheckpointState.WAITING, col(Checkpoint.id) > last)
+    rows = tx.execute(select(*columns).where(*waits).order_by(col(Checkpoint.id)).limit(most))
+    return [(id_, model, path) for id_, model, path in rows if id_ is not None]
+
+
+def count_open(tx: Session) -> int:
+    """How many wait or were refused."""
+    is_open = col(Checkpoint.state).in_([CheckpointState.WAITING, CheckpointState.REFUSED])
+    return tx.execute(select(func.count()).select_from(Checkpoint).where(is_open)).scalar_one()
 
 
 def removed(tx: Session, model: str, path: str) -> None:

@@ -36,6 +36,7 @@ from weighbridge.registry.schemas import (
     NewTemplate,
     NewToken,
     Observed,
+    Page,
     Rollout,
     RolloutStart,
     Status,
@@ -206,6 +207,12 @@ class Client:
     def checkpoints(self, model: str | None = None, state: str | None = None) -> Iterator[Checkpoint]:
         """What lies in the bucket and is no version (yet), and why: newest first. `state`: waiting or refused."""
         return self._http.pages(Checkpoint, "/v1/checkpoints", model=model, state=state)
+
+    def checkpoint_page(
+        self, model: str | None = None, state: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Page[Checkpoint]:
+        """One page of `checkpoints`, the newest `limit`; its `next` is the `after` of the next one, None at the end."""
+        return self._http.get(Page[Checkpoint], "/v1/checkpoints", model=model, state=state, after=after, limit=limit)
 
     # --- bytes
 

@@ -542,6 +542,8 @@ class Status(Wire):
     """By state."""
     waiting: list[Checkpoint]
     """Checkpoints that wait or were refused, newest first (up to 100)."""
+    open_checkpoints: int = 0
+    """How many wait or were refused; `GET /v1/checkpoints` has them in pages."""
     rollouts: list[Rollout]
     hosts: int
     last_seq: int

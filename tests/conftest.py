@@ -24,6 +24,7 @@ pytest_plugins: list[str] = [
     "fixtures.running",
     "fixtures.plant",
     "fixtures.confined",
+    "fixtures.odd_files",
 ]
 
 
