@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from weighbridge.storage.safetensors_header import Header, TensorInfo
 from weighbridge.workers.confined import wire
 from weighbridge.workers.confined.order import Limits, Order
 from weighbridge.workers.desk import Desk, Forbidden, Phase
-from weighbridge.workers.ours import ChildDied, ChildFailed, OwnFailure
+from weighbridge.workers.ours import ChildDied, ChildFailed, OwnFailure, TooLong
 from weighbridge.workers.outcome import Outcome
 
 _LOOK = 0.2
@@ -51,13 +51,21 @@ class Confine:
     measured: Callable[[int], None] = lambda _: None
     """Told the most bytes of memory that a child had, when it has ended."""
 
-    def perform(self, task: object, desk: Desk, beat: Callable[[], None], niceness: int = 0) -> Outcome:
+    def perform(
+        self,
+        task: object,
+        desk: Desk,
+        beat: Callable[[], None],
+        niceness: int = 0,
+        seconds: float | None = None,
+    ) -> Outcome:
         """Run the task's stage in a child; `beat` is called again and again, and what it raises ends the child.
 
-        Raises Exceeded, ChildFailed, and what `desk` raises but for PreconditionFailed and ObjectNotFound.
+        Raises Exceeded, TooLong, ChildFailed, and what `desk` raises but for PreconditionFailed and ObjectNotFound.
         """
+        limits = replace(self.limits, seconds=min(self.limits.seconds, seconds or self.limits.seconds))
         order = Order(task, self.limits.cpu_seconds, self.limits.memory_bytes, self.threads, niceness, desk.scratch)
-        with _Child(self.orders, self.limits, desk, beat) as child:
+        with _Child(self.orders, limits, desk, beat) as child:
             try:
                 return child.run(order)
             finally:
@@ -149,7 +157,7 @@ class _Child:
                 raise ChildFailed(f"no child came within {_START:g} s: see the worker's log")
             return
         if now > self._until:
-            raise ChildFailed(f"it did not end within {self._limits.seconds:g} s")
+            raise TooLong(f"it did not end within {self._limits.seconds:g} s")
         used = _used(self._pid)
         if used is None:
             return
