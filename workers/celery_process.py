@@ -29,6 +29,7 @@ from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Unavailable
 from weighbridge.registry.lifecycle import kind_queue
 from weighbridge.registry.notify import open_notifier
+from weighbridge.workers import broker_transport
 from weighbridge.workers.app import TASK, make_app, queue_name
 from weighbridge.workers.presence import Presence, capable
 from weighbridge.workers.queue import make_sender
@@ -51,6 +52,7 @@ def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner
     worker_settings = settings.worker_settings
     hardware = _hardware(queues, worker_settings)
     kinds = (kind_queue(hardware.kind),) if hardware is not None else ()
+    broker_transport.install()
     app = make_app(settings.broker, worker_settings, kinds)
     _until_there("database", lambda: _check_database(settings))
     _until_there("broker", lambda: _check_broker(app))
