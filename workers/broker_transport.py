@@ -22,22 +22,22 @@ def install() -> None:
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:{StrictTransport.__name__}"))
 
 
-class StrictChannel(Channel):  # type: ignore[misc]
+class StrictChannel(Channel):
     """Lets go of what is not even JSON: it was taken from its queue already."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except (ValueError, RecursionError):
             self.connection.dropped.say("it is no JSON")
             return True
 
 
-class StrictTransport(Transport):  # type: ignore[misc]
+class StrictTransport(Transport):
     Channel = StrictChannel
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
         self.dropped = Dropped()
 
     def _deliver(self, message: object, queue: str) -> None:
@@ -46,4 +46,4 @@ class StrictTransport(Transport):  # type: ignore[misc]
         except Forged as forged:
             self.dropped.say(str(forged))
             return
-        super()._deliver(known, queue)
+        super()._deliver(known, queue)  # type: ignore[no-untyped-call]

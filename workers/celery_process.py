@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -108,11 +109,16 @@ class _Process:
         self._presence: Presence | None = None
 
     def preload(self) -> None:
-        """Import what the real stages need once, in the parent: the pool's processes have it at once."""
+        """Import what the real stages need once, in the parent: the pool's processes have it at once.
+
+        Set aside for good: each later collection would walk it.
+        """
         from weighbridge.workers.run import TorchStages
 
         if isinstance(self._stages, TorchStages):
             import_module("weighbridge.workers.stages")
+            gc.collect()
+            gc.freeze()
 
     def open(self, *, control: bool = False, **_: Any) -> None:
         settings, db = self._settings, Database(self._settings.database_url)
