@@ -37,7 +37,7 @@ class Caps(BaseModel):
     """Numbers in one row of an input or output that the recipe of a factory names."""
 
 
-def cut(recipe: Recipe, caps: Caps) -> tuple[Recipe, list[str]]:
+def within(recipe: Recipe, caps: Caps) -> tuple[Recipe, list[str]]:
     """The recipe within the caps, and in words what was cut. Raises InvalidRecipe for a shape beyond them."""
     _check_shapes(recipe, caps)
     ignored: list[str] = []

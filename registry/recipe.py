@@ -16,7 +16,7 @@ from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from weighbridge import limits
-from weighbridge.registry.caps import Caps, cut
+from weighbridge.registry.caps import Caps, within
 from weighbridge.registry.errors import InvalidRecipe
 
 
@@ -349,7 +349,7 @@ def program_allowed(policy: Policy, program: str) -> bool:
 
 def effective(recipe: Recipe | None, policy: Policy) -> tuple[Recipe, list[str]]:
     """Merge; return the recipe that judges, and in words what the given one asked for in vain. Raises InvalidRecipe."""
-    given, ignored = cut(recipe or Recipe(rollout=RolloutSettings(automatic=bool(policy.automatic))), policy)
+    given, ignored = within(recipe or Recipe(rollout=RolloutSettings(automatic=bool(policy.automatic))), policy)
     rollout = given.rollout
     changes: dict[str, Any] = {}
 
