@@ -16,6 +16,7 @@ from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from weighbridge import limits
+from weighbridge.registry.caps import Caps, within
 from weighbridge.registry.errors import InvalidRecipe
 
 
@@ -309,7 +310,7 @@ class Recipe(_Strict):
         return bool(self.variants) if self.benchmark is None else self.benchmark
 
 
-class Policy(_Strict):
+class Policy(Caps):
     """What no recipe weakens, for the models whose name matches `model` (a shell pattern). The operator's."""
 
     model: str = "*"
@@ -347,9 +348,8 @@ def program_allowed(policy: Policy, program: str) -> bool:
 
 
 def effective(recipe: Recipe | None, policy: Policy) -> tuple[Recipe, list[str]]:
-    """Merge; return the recipe that judges, and in words what the given one asked for in vain."""
-    ignored: list[str] = []
-    given = recipe or Recipe(rollout=RolloutSettings(automatic=bool(policy.automatic)))
+    """Merge; return the recipe that judges, and in words what the given one asked for in vain. Raises InvalidRecipe."""
+    given, ignored = within(recipe or Recipe(rollout=RolloutSettings(automatic=bool(policy.automatic))), policy)
     rollout = given.rollout
     changes: dict[str, Any] = {}
 

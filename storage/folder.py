@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -60,6 +61,11 @@ class FolderStore:
         self._real_root()
         with self._errors(None):
             os.scandir(self.root).close()
+
+    def free_bytes(self) -> int:
+        """What is free on the disk for one without privileges."""
+        with self._errors(None):
+            return shutil.disk_usage(self.root).free
 
     def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
         with self.open(key, start=start, end=end, if_match=if_match) as stream:

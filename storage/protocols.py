@@ -194,6 +194,15 @@ class Degrading(Protocol):
 
 
 @runtime_checkable
+class Space(Protocol):
+    """A store on a disk of this machine, which can be full."""
+
+    def free_bytes(self) -> int:
+        """Bytes that this process may still write there."""
+        ...
+
+
+@runtime_checkable
 class Move(Protocol):
     """A store that renames without moving bytes."""
 

@@ -105,8 +105,10 @@ class Settings(BaseSettings):
 
     @property
     def worker_settings(self) -> WorkerSettings:
-        """The worker's group with its cache's real place."""
-        return self.worker.model_copy(update={"cache": (self.data / self.worker.cache).absolute()})
+        """The worker's group with the real places of its cache and of its locks."""
+        own = None if os.environ.get("XDG_RUNTIME_DIR") else (self.data / "machine").absolute()
+        places = {"cache": (self.data / self.worker.cache).absolute(), "machine": self.worker.machine or own}
+        return self.worker.model_copy(update=places)
 
     @property
     def host_settings(self) -> HostSettings:

@@ -24,6 +24,7 @@ from weighbridge.workers.evaluation import gates, reading, runs, tasks
 from weighbridge.workers.evaluation.bootstrap import ERRORS
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.evaluation.datasets import BadDataset, open_dataset
+from weighbridge.workers.ours import raise_ours
 from weighbridge.workers.outcome import Outcome
 
 __all__ = ["Champion", "CompareTask", "EvaluateTask", "compare", "evaluate", "main"]
@@ -82,6 +83,7 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     except EngineError as wrong:
         if runs.out_of_memory(wrong):
             raise MemoryError(str(wrong)) from wrong
+        raise_ours(wrong)
         return Outcome.rejected(f"the artifact does not run on eval.safetensors: {wrong}")
     if not scores.values:
         return _unmeasured(task, f"{task.task} has no metric of its own without labels of classes in eval.safetensors")
@@ -134,6 +136,7 @@ def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> _Compared:
     try:
         scores = _score(champion.artifact, dataset, task, cache, None)
     except (BadDataset, EngineError, reading.Unclear) as wrong:
+        raise_ours(wrong)
         return _Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
     return _Compared(champion.number, scores.values)
 
