@@ -138,7 +138,7 @@ def measure(folder: Path, lanes: list[str], drops: int, gap: float) -> None:
     with (
         stage.folder_bucket(folder / "drops") as bucket,
         stage.up(bucket, folder / "data", seconds=1800) as where,
-        Client(where["registry"]) as client,
+        Client(where["registry"], data=where["data"]) as client,
     ):
         bench = Bench(client, where["hosts"], Path(where["folder"]))
         bench.prepare()

@@ -31,7 +31,7 @@ from weighbridge.daemon.loops import Idle
 from weighbridge.registry.db import Database
 from weighbridge.registry.models import Checkpoint
 from weighbridge.storage.folder import FolderStore
-from weighbridge.storage.protocols import List, ObjectInfo
+from weighbridge.storage.protocols import ObjectInfo, PassedOver, Survey
 
 LAYOUT = Layout()
 FILES = 4
@@ -49,12 +49,12 @@ class Synthetic:
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | PassedOver]:
         moment = datetime(2026, 1, 1, tzinfo=UTC)
         for number in range(self._count):
             yield ObjectInfo(key(number), 1_000_000 + number, f"{number:032x}", moment)
 
-    def entries(self, prefix: str = "") -> Iterator[Any]:
+    def find(self, key: str) -> ObjectInfo | PassedOver | None:
         raise NotImplementedError
 
 
@@ -67,7 +67,7 @@ def fill_folder(root: Path, count: int) -> FolderStore:
 
 
 @contextlib.contextmanager
-def stores(kind: str, count: int, root: Path) -> Iterator[List]:
+def stores(kind: str, count: int, root: Path) -> Iterator[Survey]:
     """A filled store of that kind."""
     if kind == "synthetic":
         yield Synthetic(count)
@@ -91,9 +91,9 @@ def stores(kind: str, count: int, root: Path) -> Iterator[List]:
             server.stop(grace=0)
 
 
-def settle(store: List, db: Database) -> int:
+def settle(store: Survey, db: Database) -> int:
     """Record everything as seen; return the number of checkpoints."""
-    listing = Listing(store, LAYOUT, db, lambda group, place: None)
+    listing = Listing(store, LAYOUT, db, lambda *_: None)
     batch: list[dict[str, Any]] = []
     count = 0
 
@@ -120,8 +120,8 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def bare(store: List) -> None:
-    for _ in store.list(""):
+def bare(store: Survey) -> None:
+    for _ in store.survey(""):
         pass
 
 
@@ -138,7 +138,7 @@ def case(kind: str, count: int, rounds: int = 3) -> dict[str, Any]:
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
             hinted: list[Group] = []
-            listing = Listing(store, LAYOUT, db, lambda group, place: hinted.append(group))
+            listing = Listing(store, LAYOUT, db, lambda group, *_: hinted.append(group))
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             lists, reconciles = [], []
             for _ in range(rounds):

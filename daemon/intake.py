@@ -11,7 +11,7 @@ from functools import partial
 
 from weighbridge.daemon.layout import Group, Layout, Wishes
 from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
-from weighbridge.daemon.looks import Looks, Order
+from weighbridge.daemon.looks import PARKED, Looks, Order, Urgency
 from weighbridge.daemon.loops import AWAY, Turning
 from weighbridge.daemon.reading import Reading
 from weighbridge.registry import checkpoints, identity, versions
@@ -21,7 +21,6 @@ from weighbridge.registry.identity import Change
 from weighbridge.registry.lifecycle import CheckpointState
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy, policy_for
-from weighbridge.storage.errors import StorageError
 from weighbridge.storage.events import Kind, ObjectEvent
 from weighbridge.storage.pins import pins_digest
 from weighbridge.storage.protocols import Store
@@ -77,9 +76,15 @@ class Intake:
             case str():
                 self._rescan(scope)
 
-    def hint(self, group: Group, place: Order | None = None) -> None:
+    def hint(
+        self,
+        group: Group,
+        place: Order | None = None,
+        urgency: Urgency = Urgency.TOLD,
+        batch: int | None = None,
+    ) -> None:
         """Look at it as soon as possible; `place` is its order among its model's, where the hint tells."""
-        self._looks.hint(group, self._clock(), place)
+        self._looks.hint(group, self._clock(), place, urgency, batch)
         self._wake()
 
     def changed(self, model: str) -> None:
@@ -110,7 +115,7 @@ class Intake:
         try:
             for model in models:
                 with self._db.read() as tx:
-                    paths = checkpoints.waiting_paths(tx, model)
+                    paths = checkpoints.waiting_paths(tx, model, PARKED)
                 for path in paths:
                     self._looks.hint(Group(model, path), self._clock())
         except BaseException:
@@ -135,7 +140,10 @@ class Intake:
             raise  # Nothing was found out. The loop says so, once, and backs off.
         except Exception as error:
             # One checkpoint that cannot be looked at holds up no other.
-            log.warning("%s cannot be looked at: %s", group.path, error, exc_info=not isinstance(error, StorageError))
+            log.warning("%s cannot be looked at: %s", group.path, error, exc_info=True)
+            fault = f"a fault of Weighbridge ({type(error).__name__}), see the daemon's log"
+            reason = f"{group.path} cannot be looked at: {fault}"
+            self._note(group, Waits(reason, "", failed=True))
         finally:
             if then == self._looks.forget:
                 self._reading.forget(group)
@@ -149,8 +157,9 @@ class Intake:
             return wait, None
         change, digest = self._changed_how(group, found)
         if change is Change.UNKNOWN:
+            failed = self._reading.failure(group)
             reason = f"{group.path} is being read, to see whether these weights are known"
-            self._note(group, Waits(reason, found.seen, found.weights))
+            self._note(group, Waits(failed or reason, found.seen, found.weights, failed=failed is not None))
             return _READ_PAUSE, None
         return self._looks.older(group, place, self._clock()) if change is Change.NEW else 0.0, digest
 
@@ -190,7 +199,7 @@ class Intake:
             match finding:
                 case Gone():
                     checkpoints.removed(tx, group.model, group.path)
-                case Waits() | Refused() if identity.is_less(
+                case Waits(failed=False) | Refused() if identity.is_less(
                     identity.current(tx, group.model, group.path), finding.weights
                 ):
                     # What was recorded from here is not undone by what is taken away, or put beside it.

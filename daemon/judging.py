@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 from blake3 import blake3
 
-from weighbridge.daemon.layout import Layout
 from weighbridge.daemon.look import identity
 from weighbridge.daemon.loops import Turning
 from weighbridge.registry import judging
@@ -40,7 +39,6 @@ class Judging:
     def __init__(
         self,
         store: Store,
-        layout: Layout,
         db: Database,
         notifier: Notifier,
         *,
@@ -48,7 +46,7 @@ class Judging:
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._layout, self._db, self._notifier = store, layout, db, notifier
+        self._store, self._db, self._notifier = store, db, notifier
         self._policies, self._wake, self._clock = tuple(policies), wake, clock
         self._lock = threading.Lock()
         self._due: dict[str, tuple[float, float]] = {}
@@ -106,7 +104,8 @@ class Judging:
         if not lacking:
             return False
         try:
-            there = judges.beside(self._store, self._layout.folder(model))
+            newest = next(iter(lacking.values()))
+            there = judges.beside(self._store, judges.folders_of(newest.path, model))
         except judges.Unfit as unfit:
             if told:
                 log.info("%s: nothing is judged again yet: %s", model, unfit)

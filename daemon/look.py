@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from blake3 import blake3
 
@@ -13,8 +15,9 @@ from weighbridge.daemon.looks import Order, order
 from weighbridge.registry.judging import Judges
 from weighbridge.storage import completeness, names
 from weighbridge.storage import identity as identities
+from weighbridge.storage.errors import StorageError
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import ObjectInfo, Ref, Store
+from weighbridge.storage.protocols import ObjectInfo, PassedOver, Ref, Store
 from weighbridge.workers import judges
 
 
@@ -25,11 +28,15 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Not complete, or judged by something that is not; `reason` says what to do. `weights` are there already."""
+    """Not complete, or judged by something that is not; `reason` says what to do. `weights` are there already.
+
+    `failed`: it could not be looked at, so that nothing is known of what is there now.
+    """
 
     reason: str
     seen: str
     weights: tuple[Ref, ...] = ()
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,40 +80,107 @@ Finding = Gone | Waits | Refused | Found
 
 
 def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = None) -> Finding:
-    """List the group, assess it, read what judges it. Raises StorageUnavailable and the like: then nothing is known."""
-    objects = completeness.listed(store, group.path)
-    if not objects:
+    """List the group, assess it, read what judges it.
+
+    What fails for this group alone is its reason to wait. What fails for the whole store, as the store itself says when
+    it is asked, is raised (StorageUnavailable and the like): then nothing is known.
+    """
+    seen = ""
+    try:
+        found = _found(store, layout, group)
+        seen = digest(found)
+        return _judged(store, layout, group, found, seen, now) if layout.holds(group) else _passed(found, seen)
+    except StorageError as error:
+        store.check()
+        return Waits(f"{group.path} cannot be looked at: {error}", seen, failed=True)
+
+
+def digest(found: Iterable[ObjectInfo | PassedOver]) -> str:
+    """Identity of a group's listing, in the store's order: BLAKE3, 32 hex digits."""
+    hasher = blake3()
+    for one in islice(found, completeness.MAX_OBJECTS):
+        hasher.update(identity(one))
+    return hasher.hexdigest(16)
+
+
+def identity(one: ObjectInfo | PassedOver) -> bytes:
+    """What tells one content of one key from another in a listing. Cheap: there may be millions."""
+    if isinstance(one, PassedOver):
+        return f"{one.key}\0{one.reason}\n".encode()
+    moment = int(one.modified.timestamp() * 1e6)
+    return f"{one.key}\0{one.size}\0{one.etag}\0{one.version_id}\0{moment}\n".encode()
+
+
+def _found(store: Store, layout: Layout, group: Group) -> list[ObjectInfo | PassedOver]:
+    """What lies at the group's path; where that is no checkpoint's, what a listing passed over there."""
+    if layout.holds(group):
+        return completeness.surveyed(store, group.path)
+    # As far as the path is as the store spells it: `shown` escapes with backslashes and cuts with an ellipsis.
+    listed = islice(store.survey(re.split(r"[\\…]", group.path)[0]), completeness.MAX_OBJECTS)
+    return [one for one in listed if isinstance(one, PassedOver) and one.key == group.path]
+
+
+def _passed(found: Sequence[ObjectInfo | PassedOver], seen: str, weights: tuple[Ref, ...] = ()) -> Finding:
+    """What the first thing that a listing passed over means for the group; Gone where there is none."""
+    for one in found:
+        if isinstance(one, PassedOver):
+            reason = f"{one.key}: {one.reason}"
+            return Refused(reason, seen, weights) if one.error is None else Waits(reason, seen, weights)
+    return Gone()
+
+
+def _judged(
+    store: Store,
+    layout: Layout,
+    group: Group,
+    found: Sequence[ObjectInfo | PassedOver],
+    seen: str,
+    now: datetime | None,
+) -> Finding:
+    """What follows from a group's own listing."""
+    if not found:
         return Gone()
-    seen = digest(objects)
-    if group.fault is not None:
-        return Refused(f"{group.path}: {group.fault}", seen)
+    if (unfit := _unfit(group, found)) is not None:
+        return Refused(f"{group.path}: {unfit}", seen)
     if names.is_unfinished(group.name):
         return Waits(f"{group.path} is marked unfinished by its name", seen)
-    verdict = completeness.assess(store, objects, path=group.path, now=now)
+    objects = [one for one in found if isinstance(one, ObjectInfo)]
     weights = identities.weights(pin(info) for info in objects if not names.is_hidden(info.key[len(group.path) :]))
+    passed = [one for one in found if isinstance(one, PassedOver)]
+    if missed := [one for one in passed if one.error or not objects or _matters(one.key)]:
+        return _passed(missed, seen, weights)
+    verdict = completeness.assess(store, objects, path=group.path, now=now)
+    more = f"; passed over: {passed[0].key} ({passed[0].reason})" if passed else ""
     try:
         match verdict:
             case completeness.Waiting(reason=reason):
-                return Waits(reason, seen, weights)
+                return Waits(reason + more, seen, weights)
             case completeness.Unsupported(reason=reason):
-                return Refused(reason, seen, weights)
+                return Refused(reason + more, seen, weights)
             case completeness.Refused(reason=reason, files=files):
-                return Found(files, "", reason, seen, judges.beside(store, layout.folder(group.model)), wrong=reason)
+                return Found(files, "", reason, seen, _judges(store, group), wrong=reason)
             case completeness.Complete(proof=proof, files=files, reason=reason):
-                return Found(files, proof, reason, seen, judges.beside(store, layout.folder(group.model)))
+                return Found(files, proof, reason + more, seen, _judges(store, group))
     except judges.Unfit as unfit:
         return Waits(str(unfit), seen, weights)
 
 
-def digest(objects: Iterable[ObjectInfo]) -> str:
-    """Identity of a group's listing, in the store's order: BLAKE3, 32 hex digits."""
-    hasher = blake3()
-    for info in objects:
-        hasher.update(identity(info))
-    return hasher.hexdigest(16)
+def _unfit(group: Group, found: Sequence[object]) -> str | None:
+    """Why nothing at this path can be a checkpoint, told from names and numbers alone."""
+    if group.fault is not None:
+        return group.fault
+    if not group.folder and (right := names.meant(group.name)) is not None:
+        return f"it is not read under this name: call it {right}"
+    if len(found) > completeness.MAX_OBJECTS:
+        return f"it holds more than {completeness.MAX_OBJECTS:,} objects: a checkpoint has at most so many"
+    return None
 
 
-def identity(info: ObjectInfo) -> bytes:
-    """What tells one content of one key from another in a listing. Cheap: there may be millions."""
-    moment = int(info.modified.timestamp() * 1e6)
-    return f"{info.key}\0{info.size}\0{info.etag}\0{info.version_id}\0{moment}\n".encode()
+def _judges(store: Store, group: Group) -> Judges:
+    """What lies beside it. Raises Unfit while that is being written, or is wrong."""
+    return judges.beside(store, judges.folders_of(group.path, group.model))
+
+
+def _matters(key: str) -> bool:
+    """Whether a checkpoint without this file may be another one: weights, an index, a configuration."""
+    return names.is_candidate(key) or key.endswith(".json")

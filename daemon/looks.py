@@ -1,7 +1,8 @@
 """Which checkpoints to look at, and when: a thousand hints about one of them are one look.
 
 And in which order what was found is recorded: of one model, what was written first is recorded first, however many
-threads look and in whichever order the hints came.
+threads look and in whichever order the hints came. Memory is bounded: of more than it holds, the oldest hints are
+dropped, and the next listing finds what they meant.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import re
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from enum import IntEnum
 
+from weighbridge.daemon.fair import FairQueue
 from weighbridge.daemon.layout import Group
 
 REST = 0.01
@@ -19,8 +22,29 @@ REST = 0.01
 PATIENCE = 10.0
 """Seconds that a checkpoint waits at most for older ones that may be recorded before it."""
 
+CROWD = 256
+"""In a model with more open ones than this, only those that somebody looks at, or found whole, are waited for."""
+CAPACITY = 10_000
+"""Groups of one urgency that are remembered."""
+PARKED = 1000
+"""Groups that are remembered while they wait for their next look; the listings remember the others."""
+
 Order = tuple[float, tuple[str | int, ...]]
 """When weights were written (s since the epoch), and their path with its numbers as numbers for those of one moment."""
+
+
+class Urgency(IntEnum):
+    """Why a group is looked at. Each has its share of the looks, whatever the others have to do."""
+
+    TOLD = 0
+    """An event, which somebody may be waiting for."""
+    FOUND = 1
+    """A listing saw a difference."""
+    AGAIN = 2
+    """It waits, and nothing is known to have changed."""
+
+
+_SHARES = (Urgency.TOLD, Urgency.FOUND, Urgency.TOLD, Urgency.AGAIN)
 
 
 def order(written: float, path: str) -> Order:
@@ -47,6 +71,13 @@ class _State:
     hinted: float = 0.0
     ready: float | None = None
     """Since when nothing but older ones is in its way."""
+    urgency: Urgency = Urgency.TOLD
+    batch: int | None = None
+    """The listing that found it: those of one are looked at in the listing's order."""
+    placed: bool = False
+    """It was found whole, and is to be recorded."""
+    queued: bool = False
+    """It is due, and in the queue of its urgency."""
 
 
 @dataclass(slots=True)
@@ -55,6 +86,9 @@ class _Line:
 
     unknown: set[Group] = field(default_factory=set)
     known: list[tuple[Order, Group]] = field(default_factory=list)
+    looked: set[Group] = field(default_factory=set)
+    """Those that are in somebody's hand, or were found whole."""
+    count: int = 0
 
 
 class Looks:
@@ -68,6 +102,8 @@ class Looks:
         self._first, self._longest = first, longest
         self._states: dict[Group, _State] = {}
         self._heap: list[tuple[float, Group]] = []
+        self._queues = {urgency: FairQueue(CAPACITY) for urgency in Urgency}
+        self._turn, self._queued, self._in_hand, self._since = 0, 0, 0, 0.0
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._lock = threading.Lock()
 
@@ -75,41 +111,70 @@ class Looks:
         with self._lock:
             return len(self._states)
 
-    def hint(self, group: Group, now: float, order: Order | None = None) -> None:
+    def hint(
+        self,
+        group: Group,
+        now: float,
+        order: Order | None = None,
+        urgency: Urgency = Urgency.TOLD,
+        batch: int | None = None,
+    ) -> None:
         """Something may have changed there: look as soon as it has rested, with short pauses from then on.
 
-        `order` is its place as far as the hint tells; a look tells it better.
+        `order` is its place as far as the hint tells; a look tells it better. `batch` says whose listing found it.
         """
         with self._lock:
             state = self._states.get(group)
             if state is None:
-                state = self._states[group] = _State(now, self._first, hinted=now)
+                state = self._states[group] = _State(now, self._first, hinted=now, urgency=urgency, batch=batch)
                 self._open(group, state, order)
                 heapq.heappush(self._heap, (now, group))
+                self._queue(now)
                 return
+            if urgency is Urgency.AGAIN:
+                return  # It is remembered, and has its pauses.
             state.pause = self._first
             if not state.open:
                 state.hinted = now
                 self._open(group, state, order)
+            if urgency < state.urgency:
+                state.urgency, state.batch = urgency, batch
+                if state.queued:
+                    self._enqueue(group, state)
             self._schedule(group, state, max(now, state.rested))
 
     def take(self, now: float) -> Group | None:
         """Return a due group, now in the caller's hand, or None."""
         with self._lock:
-            while self._heap and self._heap[0][0] <= now:
-                due, group = heapq.heappop(self._heap)
-                state = self._states.get(group)
-                if state is not None and state.due == due and not state.in_hand:
-                    state.in_hand, state.due, state.taken = True, float("inf"), now
-                    return group
+            self._queue(now)
+            while self._queued:
+                self._turn += 1
+                share = _SHARES[self._turn % len(_SHARES)]
+                urgency = share if self._queues[share] else next(one for one in Urgency if self._queues[one])
+                group = self._queues[urgency].take()
+                state = None if group is None else self._states.get(group)
+                if group is None or state is None or not state.queued or state.urgency != urgency:
+                    continue  # it was queued again, more urgently
+                self._queued -= 1
+                self._in_hand += 1
+                state.queued, state.in_hand, state.due, state.taken = False, True, float("inf"), now
+                if state.open:
+                    self._lines[group.model].looked.add(group)
+                return group
         return None
 
     def again(self, group: Group, now: float) -> None:
         """It waits: put it back, to be looked at after its pause or when a hint comes (or came meanwhile)."""
         with self._lock:
             state = self._states[group]
-            if state.due == float("inf"):
+            unchanged = state.due == float("inf")
+            if unchanged:
                 self._close(group, state)
+                state.urgency, state.batch = Urgency.AGAIN, None
+                if len(self._states) - self._queued - self._in_hand >= PARKED:
+                    self._in_hand -= 1
+                    del self._states[group]
+                    return
             self._put_back(group, state, now, min(state.due, now + state.pause))
             state.pause = min(state.pause * 2, self._longest)
 
@@ -125,6 +190,8 @@ class Looks:
                 state.ready = now
             if now - state.ready >= PATIENCE:
                 return 0.0
+            if line.count > CROWD:
+                return self._older_looked(line, order, state.ready)
             first = next((one for one in line.unknown if self._states[one].hinted <= state.ready), None)
             if first is None and line.known[0][0] < order:
                 first = line.known[0][1]
@@ -133,10 +200,21 @@ class Looks:
             pause = self._states[first].due - now
             return min(max(pause, REST), self._first) if pause < float("inf") else REST * 2
 
+    def _older_looked(self, line: _Line, order: Order, ready: float) -> float:
+        """The same in a crowd, whose order nobody can wait for: what is whole, or was looked at at that moment."""
+        for one in line.looked:
+            state = self._states[one]
+            older = state.order is None or state.order < order
+            if older and (state.placed or (state.in_hand and state.taken <= ready)):
+                return self._first if state.placed else REST * 2
+        return 0.0
+
     def place(self, group: Group, order: Order) -> None:
         """A look at a group in hand told its order."""
         with self._lock:
-            self._open(group, self._states[group], order)
+            state = self._states[group]
+            state.placed = True
+            self._open(group, state, order)
 
     def unchanged(self, group: Group, seen: str, now: float) -> float:
         """Say for how many seconds a group in hand has looked like `seen`: 0 when it is seen like this first."""
@@ -157,6 +235,7 @@ class Looks:
         with self._lock:
             state = self._states[group]
             if state.due == float("inf"):
+                self._in_hand -= 1
                 del self._states[group]
                 self._close(group, state)
             else:
@@ -166,13 +245,36 @@ class Looks:
     def next_due(self) -> float:
         """When the next group is due; infinity when none is."""
         with self._lock:
+            if self._queued:
+                return self._since
             while self._heap:
                 due, group = self._heap[0]
-                state = self._states.get(group)
-                if state is not None and state.due == due and not state.in_hand:
+                if self._waits_until(group, due):
                     return due
                 heapq.heappop(self._heap)
         return float("inf")
+
+    def _waits_until(self, group: Group, due: float) -> bool:
+        state = self._states.get(group)
+        return state is not None and state.due == due and not state.in_hand and not state.queued
+
+    def _queue(self, now: float) -> None:
+        """What is due by now takes its place among the others that are."""
+        while self._heap and self._heap[0][0] <= now:
+            due, group = heapq.heappop(self._heap)
+            if self._waits_until(group, due):
+                state = self._states[group]
+                state.queued, self._since = True, due
+                self._queued += 1
+                self._enqueue(group, state)
+
+    def _enqueue(self, group: Group, state: _State) -> None:
+        gone = self._queues[state.urgency].put(group, state.batch)
+        dropped = None if gone is None else self._states.get(gone)
+        if gone is not None and dropped is not None and dropped.queued and dropped.urgency == state.urgency:
+            self._queued -= 1
+            del self._states[gone]
+            self._close(gone, dropped)
 
     def _open(self, group: Group, state: _State, order: Order | None) -> None:
         """Put it into its model's line, or to another place in it."""
@@ -184,27 +286,41 @@ class Looks:
             line.unknown.discard(group)
             if moved or not state.open:
                 heapq.heappush(line.known, (state.order, group))
+        if not state.open:
+            line.count += 1
+        if state.in_hand:
+            line.looked.add(group)
         state.open = True
         self._tidy(group.model, line)
 
     def _close(self, group: Group, state: _State) -> None:
         """Take it out of its model's line."""
-        state.open, state.ready, line = False, None, self._lines[group.model]
+        line = self._lines[group.model]
+        line.count -= state.open
+        state.open, state.placed, state.ready = False, False, None
         line.unknown.discard(group)
+        line.looked.discard(group)
         self._tidy(group.model, line)
 
     def _tidy(self, model: str, line: _Line) -> None:
         """The line begins with one that is open, or is none."""
         while line.known:
             place, group = line.known[0]
-            state = self._states.get(group)
-            if state is not None and state.open and state.order == place:
+            if self._is_at(group, place):
                 break
             heapq.heappop(line.known)
+        if len(line.known) > 2 * line.count + CROWD:
+            line.known = [(place, one) for place, one in line.known if self._is_at(one, place)]
+            heapq.heapify(line.known)
         if not line.known and not line.unknown:
             self._lines.pop(model, None)
 
+    def _is_at(self, group: Group, place: Order) -> bool:
+        state = self._states.get(group)
+        return state is not None and state.open and state.order == place
+
     def _put_back(self, group: Group, state: _State, now: float, due: float) -> None:
+        self._in_hand -= 1
         state.in_hand, state.due = False, float("inf")
         state.rested = now + max(REST, now - state.taken)
         self._schedule(group, state, max(due, state.rested))
@@ -212,7 +328,7 @@ class Looks:
     def _schedule(self, group: Group, state: _State, due: float) -> None:
         """Make it due at `due`, or keep the earlier time; in somebody's hand it is only remembered."""
         if due >= state.due:
-            return
+            return  # also when it is queued: then it is due already
         state.due = due
         if not state.in_hand:
             heapq.heappush(self._heap, (due, group))

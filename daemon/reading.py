@@ -9,17 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from weighbridge.daemon.layout import Group
 from weighbridge.daemon.loops import AWAY, Turning
 from weighbridge.storage import identity
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed, StorageError
-from weighbridge.storage.protocols import Get, Ref
+from weighbridge.storage.protocols import Check, Get, Ref
 
 log = logging.getLogger(__name__)
 
 _PAUSE = 60.0
 Weights = tuple[Ref, ...]
+
+
+class Readable(Get, Check, Protocol):
+    """What reading needs of a store."""
 
 
 class _Stopped(Exception):
@@ -35,13 +40,18 @@ class Reading:
     name = "reading"
 
     def __init__(
-        self, store: Get, done: Callable[[Group], None] = lambda group: None, wake: Callable[[], None] = lambda: None
+        self,
+        store: Readable,
+        done: Callable[[Group], None] = lambda group: None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._done, self._wake = store, done, wake
         self._lock = threading.Lock()
         self._asked: dict[Group, Weights] = {}
         self._in_hand: dict[Group, Weights] = {}
         self._read: dict[Group, tuple[Weights, str]] = {}
+        self._failed: dict[Group, str] = {}
+        self._just_failed: set[Group] = set()
 
     def digest(self, group: Group, weights: Weights) -> str | None:
         """The digest of these pinned weights; None: they are going to be read."""
@@ -49,15 +59,25 @@ class Reading:
             known, digest = self._read.get(group, ((), ""))
             if known == weights:
                 return digest
+            if group in self._just_failed:
+                self._just_failed.discard(group)  # The look that hears of it does not ask again; the next one does.
+                return None
             if self._in_hand.get(group) != weights:
                 self._asked[group] = weights
         self._wake()
         return None
 
+    def failure(self, group: Group) -> str | None:
+        """Why the last try to read the group's weights failed, if it did; it is tried again when they are asked for."""
+        with self._lock:
+            return self._failed.get(group)
+
     def forget(self, group: Group) -> None:
         """What the group's weights are is recorded."""
         with self._lock:
             self._asked.pop(group, None)
+            self._failed.pop(group, None)
+            self._just_failed.discard(group)
             self._read.pop(group, None)
 
     def once(self, turning: Turning) -> float:
@@ -93,12 +113,13 @@ class Reading:
             return
         except (PreconditionFailed, ObjectNotFound):
             log.info("%s changed while it was read", group.path)
-        except AWAY:
-            raise
         except StorageError as error:
-            log.warning("%s cannot be read: %s", group.path, error)
-            return  # looked at again after its pause
+            self._store.check()  # raises where it is the whole store's fault; then it stays to be read
+            with self._lock:
+                self._failed[group] = f"{group.path} cannot be read: {error}"
+                self._just_failed.add(group)
         else:
             with self._lock:
+                self._failed.pop(group, None)
                 self._read[group] = weights, digest
         self._done(group)

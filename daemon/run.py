@@ -100,8 +100,9 @@ class Daemon:
             judged=self.intake.changed,
             begun=lambda model: self.judging.changed(model),
             wake=lambda: self._listing.wake(),
+            wake_below=lambda: self._rescan.wake(),
         )
-        self.judging = Judging(store, layout, db, notifier, policies=policies, wake=lambda: self._judging.wake())
+        self.judging = Judging(store, db, notifier, policies=policies, wake=lambda: self._judging.wake())
         dispatch = Dispatch(
             db,
             sender,
@@ -120,12 +121,14 @@ class Daemon:
         )
         sequencer = Sequencer(db, notifier, owner, poll_seconds=settings.poll_seconds)
         self._looking, self._listing = Loop(self.intake, threads=LOOK_THREADS), Loop(self.listing)
+        self._rescan = Loop(self.listing.below)
         self._reading, self._judging = Loop(reading, threads=READ_THREADS), Loop(self.judging)
         self._dispatch, self._sequencer = Loop(dispatch), Loop(sequencer)
         self.loops = [
             self._looking,
             self._reading,
             self._listing,
+            self._rescan,
             self._judging,
             self._dispatch,
             self._sequencer,

@@ -41,5 +41,5 @@ class DaemonSettings(BaseModel):
     webhook_host: str = Field(default="127.0.0.1", description="Address of the bucket-notification listener.")
     webhook_port: int | None = Field(default=None, description="Its port; unset: no listener; 0: a free port.")
     webhook_token: SecretStr | None = Field(
-        default=None, description="Bearer token that notifications must carry; required off loopback."
+        default=None, description="Bearer token that notifications must carry; needed with a port."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -15,15 +16,15 @@ from weighbridge.registry.errors import Invalid
 _LONGEST = 100
 
 
-def socket_path(data: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the broker of a data folder listens: in it, or where its path is too long in a private folder elsewhere.
+def socket_path(data: Path, environment: Mapping[str, str] = os.environ, *, name: str = "valkey/valkey.sock") -> Path:
+    """Where a server of a data folder listens: in it, or where its path is too long in a private folder elsewhere.
 
     The same folder has the same socket at each start. Raises Invalid where no folder of this machine will do.
     """
-    if fits(path := data / "valkey" / "valkey.sock"):
+    if fits(path := data / name):
         return path
-    name = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
-    return private_folder(environment, name + ".sock") / (name + ".sock")
+    short = hashlib.sha256(os.fsencode(path)).hexdigest()[:16] + ".sock"
+    return private_folder(environment, short) / short
 
 
 def private_folder(environment: Mapping[str, str] = os.environ, name: str = "x" * 32) -> Path:
@@ -37,6 +38,16 @@ def private_folder(environment: Mapping[str, str] = os.environ, name: str = "x" 
         f"no folder for a unix socket: {', '.join(filter(None, bases))} have long paths or belong to somebody else; "
         "set XDG_RUNTIME_DIR to a short folder of your own, or broker.url to a Redis or Valkey"
     )
+
+
+def can_connect(path: Path) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def fits(path: Path) -> bool:

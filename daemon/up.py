@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import http.client
 import json as jsonlib
 import logging
 import os
@@ -22,9 +21,12 @@ from pydantic import SecretStr
 from weighbridge.daemon import toml
 from weighbridge.daemon.ports import Ports
 from weighbridge.daemon.process import Child
-from weighbridge.daemon.sockets import socket_path
-from weighbridge.registry.errors import Conflict, Invalid
+from weighbridge.daemon.sockets import can_connect, socket_path
+from weighbridge.registry import local, tokens
+from weighbridge.registry.client import Client
+from weighbridge.registry.errors import Conflict, Invalid, RegistryError
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
+from weighbridge.storage import private
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.settings import StorageSettings
 
@@ -36,6 +38,7 @@ WORKER_GRACE = 10.0
 """Seconds that running jobs get at the end; their leases bring them back at the next start."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PROBE_SECONDS = 0.05
+_ANSWER_SECONDS = 5.0
 
 
 class UpNeeds(Protocol):
@@ -64,35 +67,36 @@ def run(
     hosts: int = 2,
     seconds: float | None = None,
     json: bool = False,
-    follow: Callable[[str], None] | None = None,
+    follow: Callable[[Path], None] | None = None,
 ) -> int:
     """Run everything until SIGTERM, SIGINT or for `seconds`; the exit status.
 
-    Prints one line, when the registry answers, that says where everything is; then `follow` runs with the registry's
-    URL in a thread that nobody waits for. Raises DataFolderBusy, Invalid.
+    Prints one line, when the registry answers, that says where everything is; then `follow` runs with the data folder
+    in a thread that nobody waits for. Raises DataFolderBusy, Invalid, NotPrivate.
     """
     if settings.registry.host not in _LOOPBACK:
         raise Invalid(
             f"registry.host {settings.registry.host}: `weighbridge up` listens on loopback only; "
             "for other machines run registry, daemon, worker and host by themselves, with tokens"
         )
-    data = settings.data.absolute()
-    (data / "logs").mkdir(parents=True, exist_ok=True)
+    data = private.make_folder(settings.data.absolute())
+    (data / "logs").mkdir(exist_ok=True)
+    local.read_token(data)  # one that others could read is refused here, rather than by a child in its log
     with _only_one(data), _signals() as stop:
         plan = Plan(settings, data, hosts)
         supervisor = Supervisor(plan.children(), stop)
         try:
             supervisor.start()
-            supervisor.run(lambda: plan.answers() and plan.announce(json) and _begin(follow, plan.registry), seconds)
+            supervisor.run(lambda: plan.announce(json) and _begin(follow, data), seconds)
         finally:
             supervisor.end()
     return 0
 
 
-def _begin(follow: Callable[[str], None] | None, registry: str) -> bool:
+def _begin(follow: Callable[[Path], None] | None, data: Path) -> bool:
     """Always True."""
     if follow is not None:
-        threading.Thread(target=follow, args=(registry,), name="follow", daemon=True).start()
+        threading.Thread(target=follow, args=(data,), name="follow", daemon=True).start()
     return True
 
 
@@ -103,7 +107,7 @@ class Plan:
         self._settings, self._data = settings, data
         self._values = settings.model_dump()
         self.folder = _source(settings.storage)
-        ports = Ports(data / "ports.json")
+        ports = Ports(data / "ports.json", shared=_shared_ports())
         address = settings.registry.host
         self.registry = _url(address, ports.choose("registry", settings.registry.port, address))
         host = self._values["host"]
@@ -114,67 +118,78 @@ class Plan:
             for number in range(hosts)
         ]
         self._socket = socket_path(data) if settings.broker.url == BrokerSettings().url else None
+        self._own_socket = socket_path(data, name="registry.sock")
 
     def children(self) -> list[list[Child]]:
         """In the order of their end: those of one list together."""
-        config = self._write_config()
+        config, of_hosts = self._write_configs()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIGHBRIDGE_")}
-        base = [sys.executable, "-m", "weighbridge.cli", "--config", str(config)]
 
-        def role(name: str, *arguments: str) -> Child:
-            return Child(name, [*base, *arguments], self._data / "logs" / f"{name}.log", environment=environment)
+        def role(name: str, *arguments: str, file: Path = config, **more: str) -> Child:
+            command = [sys.executable, "-m", "weighbridge.cli", "--config", str(file), *arguments]
+            return Child(name, command, self._data / "logs" / f"{name}.log", environment=environment | more)
 
+        # A host is given what lets it in once, and the registry the digest of that: neither sees the other's secrets.
+        once = {number: tokens.new_bearer() for number in self._newcomers()}
         working = [role("daemon", "daemon"), role("worker", "worker")]
         for number, port in enumerate(self._host_ports, 1):
-            name = f"{self._values['host']['name'] or 'host'}-{number}"
-            own = ("--set", f"host.port={port}", "--set", f"host.name={name}", "--set", f"host.data=host-{number}")
-            working.append(role(f"host-{number}", *own, "host"))
-        children = [working, [role("registry", "registry")]]
+            own = ("--set", f"host.port={port}", "--set", f"host.name={self._host_name(number)}")
+            token = {"WEIGHBRIDGE_HOST__ENROLMENT_TOKEN": once[number]} if number in once else {}
+            where = ("--set", f"host.data=host-{number}")
+            working.append(role(f"host-{number}", *own, *where, "host", file=of_hosts, **token))
+        digests = {self._host_name(number): tokens.hash_of(bearer) for number, bearer in once.items()}
+        children = [working, [role("registry", "registry", WEIGHBRIDGE_REGISTRY__ENROLMENTS=jsonlib.dumps(digests))]]
         return children if self._socket is None else [*children, [self._valkey(self._socket)]]
 
-    def answers(self) -> bool:
-        """Whether the registry is ready."""
-        parts = urlsplit(self.registry)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=1.0)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+    def _host_name(self, number: int) -> str:
+        return f"{self._values['host']['name'] or 'host'}-{number}"
+
+    def _newcomers(self) -> list[int]:
+        """The hosts that were never let in."""
+        numbers = range(1, len(self._host_ports) + 1)
+        return [number for number in numbers if not (self._data / f"host-{number}" / "identity.json").exists()]
 
     def announce(self, as_json: bool) -> bool:
-        """Print the one line that says where everything is. Always True."""
+        """Print the one line that says where everything is; False while the registry does not answer."""
+        if not can_connect(self._own_socket):
+            return False
+        try:
+            with Client(data=self._data, token=local.read_token(self._data), timeout=_ANSWER_SECONDS) as client:
+                browser = client.browser_address()
+        except (RegistryError, OSError):
+            return False
         where: dict[str, Any] = {
             "registry": self.registry,
             "hosts": [_url(self._host_address, port) for port in self._host_ports],
             "folder": self.folder,
             "data": str(self._data),
+            "browser": browser,
         }
-        if as_json:
-            line = jsonlib.dumps(where)
-        else:
-            line = (
-                f"registry {self.registry}  hosts {' '.join(where['hosts'])}  folder {self.folder}  data {self._data}"
-            )
-        print(line, flush=True)
+        hosts = " ".join(where["hosts"])
+        words = f"registry {self.registry}  hosts {hosts}  folder {self.folder}  data {self._data}  browser {browser}"
+        print(jsonlib.dumps(where) if as_json else words, flush=True)
         return True
 
-    def _write_config(self) -> Path:
-        """The settings as this run completes them, readable by their owner only: they hold the secrets."""
+    def _write_configs(self) -> tuple[Path, Path]:
+        """The settings as this run completes them, and what of them hosts need: nothing that opens anything else.
+
+        Readable by their owner only: they hold the secrets.
+        """
         values = self._values
         values["data"] = self._data
         values["storage"]["url"] = self.folder
-        values["registry"] |= {"port": urlsplit(self.registry).port, "url": self.registry}
+        values["registry"] |= {"port": urlsplit(self.registry).port, "url": self.registry, "socket": self._own_socket}
         values["registry"]["database"] = self._settings.database_url
         values["worker"]["shutdown_seconds"] = min(values["worker"]["shutdown_seconds"], WORKER_GRACE)
         if self._socket is not None:
             values["broker"]["url"] = f"redis+socket://{self._socket}?virtual_host=0"
-        file = self._data / "weighbridge.toml"
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w") as stream:
-            stream.write(f"# Written by `weighbridge up` at each start.\n{toml.dumps(values)}")
+        registry = {name: values["registry"][name] for name in ("host", "port", "url", "socket")}
+        of_hosts = {"data": self._data, "registry": registry, "host": values["host"], "log": values["log"]}
+        return self._write_config("weighbridge.toml", values), self._write_config("hosts.toml", of_hosts)
+
+    def _write_config(self, name: str, values: dict[str, Any]) -> Path:
+        file = self._data / name
+        private.write(file, f"# Written by `weighbridge up` at each start.\n{toml.dumps(values)}".encode())
         return file
 
     def _valkey(self, socket: Path) -> Child:
@@ -284,6 +299,14 @@ def _holder(file: IO[str]) -> str:
     file.seek(0)
     pid = file.read(20).strip()
     return f" (process {pid})" if pid.isdigit() else ""
+
+
+def _shared_ports() -> Path | None:
+    """Where several `up` of this user tell each other which ports they chose."""
+    try:
+        return local.state_folder() / "ports"
+    except FileNotFoundError:
+        return None
 
 
 def _source(storage: StorageSettings) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import json
 import logging
 import socket
@@ -30,7 +29,7 @@ _START_SECONDS = 10.0
 
 
 class InsecureWebhook(ValueError):
-    """A listener that anybody on the network could send hints to."""
+    """A listener that every user of this machine, and every page that they open, could send hints to."""
 
 
 class _Refused(Exception):
@@ -44,7 +43,7 @@ class _Refused(Exception):
 class Notifications:
     """The ASGI app. `POST /` takes a notification of `bucket`, `GET /healthz` says whether the loops advance.
 
-    `limit` is how many seconds a loop may be late and still be well.
+    Without a `token` it takes none. `limit` is how many seconds a loop may be late and still be well.
     """
 
     def __init__(
@@ -93,10 +92,8 @@ class Notifications:
         return 200, {"hints": len(events)}
 
     def _check_token(self, scope: Scope) -> None:
-        if self._token is None:
-            return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+        if self._token is None or not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
             raise _Refused(401, "the bearer token of the webhook is missing or wrong (daemon.webhook_token)")
 
     def _healthz(self) -> tuple[int, dict[str, Any]]:
@@ -110,13 +107,19 @@ class Listener:
     """Serves the app in a thread. With `port` 0 a free one is taken; `url` says which."""
 
     def __init__(self, app: Notifications, host: str, port: int, *, token: str | None) -> None:
-        if token is None and not _is_loopback(host):
+        if token is None:
             raise InsecureWebhook(
-                f"webhook on {host}: off loopback a bearer token is required (daemon.webhook_token), "
-                "or anybody on the network could send hints"
+                f"webhook on {host}: a bearer token is required, on loopback too (daemon.webhook_token, e.g. from "
+                "`openssl rand -hex 24`), or anybody could send hints; the store that notifies sends it"
             )
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
         )
         self._server, self._host = _Server(config), host
         self._socket = socket.create_server(
@@ -176,10 +179,3 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
             raise _Refused(413, f"a notification has at most {MAX_BODY:,} bytes")
         if not message.get("more_body"):
             return bytes(body)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -84,10 +84,11 @@ class Inspector(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
         self._stream = stream
-        tensors = sorted(header.tensors.items(), key=lambda item: item[1].start)
-        self._tallies = [_Tally(name, info, header.data_start) for name, info in tensors]
-        self._skip = header.data_start
-        self._at = 0
+        self._tensors = sorted(header.tensors.items(), key=lambda item: item[1].start)
+        self._start = self._skip = header.data_start
+        self._tally: _Tally | None = None
+        """Of the tensor that arrives; there may be 200,000, so those that are done leave their statistics only."""
+        self._stats: list[TensorStats] = []
         self._scratch = torch.empty(_BLOCK)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inspect")
         self._look: Future[None] | None = None
@@ -106,10 +107,9 @@ class Inspector(io.RawIOBase):
     def stats(self) -> list[TensorStats]:
         """Every tensor's, in the order of the file. Raises ValueError before the whole file has passed."""
         self._wait()
-        if self._skip or self._at < len(self._tallies):
+        if self._skip or len(self._stats) < len(self._tensors):
             raise ValueError("the file has not passed whole")
-        found = [tally.stats() for tally in self._tallies]
-        return found[:-1] + [replace(one, last=True) for one in found[-1:]]
+        return self._stats[:-1] + [replace(one, last=True) for one in self._stats[-1:]]
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -125,13 +125,14 @@ class Inspector(io.RawIOBase):
         self._skip -= header
         view = view[header:]
         with torch.inference_mode():
-            while self._at < len(self._tallies) and not self._skip:
-                tally = self._tallies[self._at]
+            while len(self._stats) < len(self._tensors) and not self._skip:
+                tally = self._tally = self._tally or _Tally(*self._tensors[len(self._stats)], self._start)
                 part, view = view[: tally.left], view[tally.left :]
                 tally.add(part, self._scratch)
                 if tally.left:
                     break
-                self._at += 1
+                self._stats.append(tally.stats())
+                self._tally = None
 
 
 class _Tally:

@@ -36,9 +36,12 @@ class Membership:
     """`wanted`: what this process says of itself; `once`: the one-time token of the first enrolment."""
 
     def __init__(self, folder: HostFolder, open_client: OpenClient, wanted: Enrolment, once: str | None) -> None:
-        self._folder, self._open, self._wanted, self._once = folder, open_client, wanted, once
+        self._folder, self._open, self._wanted = folder, open_client, wanted
         self._identity = folder.identity()
         token = self._identity.token if self._identity else None
+        # What is tried when the first one has ended. A host that died while it was let in has used up its one-time
+        # token and has none of its own: on the registry's machine this user's registry left one that lets it in.
+        self._others: list[str | None] = [] if once is None else [once if token else None]
         self._clients = [open_client(token or once)]
         self._enrolling = asyncio.Lock()
         self.epoch = 0
@@ -80,10 +83,17 @@ class Membership:
                 async with self._enrolling:
                     if epoch == self.epoch:  # nobody else has done it meanwhile
                         log.warning("%s: enrolling again", exc)
-                        await self._enrol()
+                        await self._enrol_again(exc)
                 raise
 
         return await self._patiently(once)
+
+    async def _enrol_again(self, because: Exception) -> None:
+        """Raises Refused with the first reason too: whose tokens ended with it is told no more than that."""
+        try:
+            await self._enrol()
+        except (Unauthorized, Forbidden) as exc:
+            raise self._refused(f"{because}; {exc}") from exc
 
     async def _enrol(self) -> None:
         try:
@@ -102,13 +112,14 @@ class Membership:
         wanted = self._wanted.model_copy(update={"id": self.id})
         try:
             return await in_daemon_thread(partial(self.client.enrol, wanted))
-        except Unauthorized:
-            if self._once is None or self._identity is None:
+        except Unauthorized as refused:
+            if not self._others:
                 raise
-            # The host's own token ended: a new enrolment token that names this host lets it in again.
-            once, self._once = self._once, None
-            self._clients.append(self._open(once))
-            return await in_daemon_thread(partial(self.client.enrol, wanted))
+            self._clients.append(self._open(self._others.pop()))
+            try:
+                return await in_daemon_thread(partial(self.client.enrol, wanted))
+            except Unauthorized:
+                raise refused from None
 
     async def _patiently(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         said = ""
@@ -130,7 +141,11 @@ class Membership:
         try:
             return await retrying(call)
         except (Unauthorized, Forbidden) as exc:
-            raise Refused(
-                f"the registry does not let this host in: {exc}; create an enrolment token"
-                f"{f' that names host {self.id}' if self.id else ''} and start again with host.enrolment_token"
-            ) from exc
+            raise self._refused(str(exc)) from exc
+
+    def _refused(self, why: str) -> Refused:
+        named = f" that names host {self.id}" if self.id else ""
+        return Refused(
+            f"the registry does not let this host in: {why}; create an enrolment token{named} and start again with "
+            "host.enrolment_token"
+        )

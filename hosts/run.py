@@ -10,6 +10,7 @@ import platform
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import uvloop
@@ -37,6 +38,8 @@ class CannotListen(OSError):
 class RunSettings(Protocol):
     """What a host needs of the settings; weighbridge.settings.Settings has them."""
 
+    @property
+    def data(self) -> Path: ...
     @property
     def registry(self) -> RegistrySettings: ...
     @property
@@ -81,8 +84,11 @@ async def _serve(
     url = host.url or f"http://{f'[{host.address}]' if ':' in host.address else host.address}:{port}"
     slots = Slots(host.hang_seconds)
 
+    # With a socket in the settings the registry is this user's own: nobody else, at its address, is to get the token.
+    data = settings.data if settings.registry.socket is not None else None
+
     def open_client(token: str | None) -> Client:
-        return Client(settings.registry_url, token or _plain(settings.registry.token))
+        return Client(settings.registry_url, token or _plain(settings.registry.token), data=data)
 
     holder = Agent(folder, host, slots, open_client, name=name, url=url, program=program)
     agent = asyncio.create_task(holder.run())

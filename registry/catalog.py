@@ -14,6 +14,7 @@ from weighbridge.registry.errors import Invalid, NotFound
 from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Checkpoint, Model, Version
 from weighbridge.registry.spelling import MOST, nearest
+from weighbridge.storage.names import composed
 
 
 def check_name(name: str) -> None:
@@ -25,6 +26,7 @@ def check_name(name: str) -> None:
 
 def ensure(tx: Session, name: str, *, actor: str) -> Model:
     """Return the model, made if need be, with its row locked: one transaction at a time adds to a model."""
+    name = composed(name)
     locked = select(Model).where(col(Model.name) == name).with_for_update(key_share=True)
     model = tx.scalars(locked, execution_options={"populate_existing": True}).one_or_none()
     if model is None:
@@ -39,7 +41,7 @@ def ensure(tx: Session, name: str, *, actor: str) -> Model:
 
 def get(tx: Session, name: str) -> Model:
     """Raises NotFound."""
-    model = tx.scalars(select(Model).where(col(Model.name) == name)).one_or_none()
+    model = tx.scalars(select(Model).where(col(Model.name) == composed(name))).one_or_none()
     if model is None:
         raise NotFound("model", name, nearest(name, tx.scalars(select(col(Model.name)).limit(MOST))))
     return model

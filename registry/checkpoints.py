@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import case, select
+from sqlalchemy import case, func, select
 from sqlmodel import col
 
 from weighbridge import limits
@@ -86,21 +86,45 @@ def lookup(tx: Session, model: str, path: str, *, lock: bool = False) -> Checkpo
 
 
 def seen(
-    tx: Session, states: Collection[CheckpointState] = tuple(CheckpointState)
+    tx: Session,
+    states: Collection[CheckpointState] = tuple(CheckpointState),
+    *,
+    model: str | None = None,
+    below: str = "",
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (model, path, seen, state) of the checkpoints in `states`, unordered, streamed: there may be a million."""
+    """Yield (model, path, seen, state) of the checkpoints in `states`, unordered, streamed: there may be a million.
+
+    Of all models, or of one (whose rows are found without reading the others'); of paths that begin with `below`.
+    """
     columns = (col(Checkpoint.model), col(Checkpoint.path), col(Checkpoint.seen), col(Checkpoint.state))
     statement = select(*columns).where(col(Checkpoint.state).in_(states))
+    if model is not None:
+        statement = statement.where(col(Checkpoint.model) == model)
     for row in tx.execute(statement, execution_options={"yield_per": 5000}):
-        yield row[0], row[1], row[2], row[3]
+        if row[1].startswith(below):
+            yield row[0], row[1], row[2], row[3]
 
 
-def waiting_paths(tx: Session, model: str, most: int = 1000) -> list[str]:
+def waiting_paths(tx: Session, model: str, most: int) -> list[str]:
     """Return the newest `most` paths of a model that wait, then were refused: what judges them changed, look again."""
     states = (CheckpointState.WAITING, CheckpointState.REFUSED)
     open_ones = (col(Checkpoint.model) == model, col(Checkpoint.state).in_(states))
     first = case((col(Checkpoint.state) == CheckpointState.WAITING, 0), else_=1), col(Checkpoint.id).desc()
     return list(tx.scalars(select(col(Checkpoint.path)).where(*open_ones).order_by(*first).limit(most)))
+
+
+def waiting_after(tx: Session, last: int, most: int) -> list[tuple[int, str, str]]:
+    """Return (id, model, path) of at most `most` checkpoints that wait, the next ones after the id `last`."""
+    columns = (col(Checkpoint.id), col(Checkpoint.model), col(Checkpoint.path))
+    waits = (col(Checkpoint.state) == CheckpointState.WAITING, col(Checkpoint.id) > last)
+    rows = tx.execute(select(*columns).where(*waits).order_by(col(Checkpoint.id)).limit(most))
+    return [(id_, model, path) for id_, model, path in rows if id_ is not None]
+
+
+def count_open(tx: Session) -> int:
+    """How many wait or were refused."""
+    is_open = col(Checkpoint.state).in_([CheckpointState.WAITING, CheckpointState.REFUSED])
+    return tx.execute(select(func.count()).select_from(Checkpoint).where(is_open)).scalar_one()
 
 
 def removed(tx: Session, model: str, path: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import httpx
 from pydantic import TypeAdapter
 
-from weighbridge.registry import client_download, client_feed, frames
+from weighbridge.registry import client_download, client_feed, frames, local
 from weighbridge.registry.client_download import Progress
 from weighbridge.registry.client_feed import ENDED, quoted
 from weighbridge.registry.client_http import Http
@@ -37,9 +37,11 @@ from weighbridge.registry.schemas import (
     NewTemplate,
     NewToken,
     Observed,
+    Page,
     Rollout,
     RolloutStart,
     Status,
+    StoreAddress,
     TagValue,
     Template,
     Token,
@@ -63,8 +65,11 @@ Verb = Literal["pause", "resume", "abort", "promote", "approve"]
 class Client:
     """One registry. Thread-safe; close it, or use it as a context manager.
 
-    `url` and `token` default to WEIGHBRIDGE_URL (else http://127.0.0.1:8400) and WEIGHBRIDGE_TOKEN. `timeout` is in
-    seconds: to connect, and between two reads. Reads and idempotent writes are tried again for a short while.
+    `url` and `token` default to WEIGHBRIDGE_URL and WEIGHBRIDGE_TOKEN. Without a URL it is the registry of the data
+    folder `data`, else of the one that the working directory or a folder above is or has, else http://127.0.0.1:8400.
+    Without a token it is the one that a registry of this user left on this machine, as `weighbridge up` does.
+    `timeout` is in seconds: to connect, and between two reads. Reads and idempotent writes are tried again for a short
+    while. Raises NotFound for a data folder that never had a registry, NotPrivate for one that others can write to.
     """
 
     def __init__(
@@ -72,11 +77,16 @@ class Client:
         url: str | None = None,
         token: str | None = None,
         *,
+        data: Path | str | None = None,
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        url = url or os.environ.get("WEIGHBRIDGE_URL") or DEFAULT_URL
-        self._http = Http(url, token or os.environ.get("WEIGHBRIDGE_TOKEN"), timeout, transport)
+        url = url or (None if data else os.environ.get("WEIGHBRIDGE_URL"))
+        folder = Path(data).absolute() if data is not None else None
+        if url is None and transport is None:
+            url, folder = _own(folder)
+        token = token or os.environ.get("WEIGHBRIDGE_TOKEN")
+        self._http = Http(url or DEFAULT_URL, token, timeout, transport, folder)
 
     @property
     def url(self) -> str:
@@ -211,6 +221,12 @@ class Client:
         """What lies in the bucket and is no version (yet), and why: newest first. `state`: waiting or refused."""
         return self._http.pages(Checkpoint, "/v1/checkpoints", model=model, state=state)
 
+    def checkpoint_page(
+        self, model: str | None = None, state: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Page[Checkpoint]:
+        """One page of `checkpoints`, the newest `limit`; its `next` is the `after` of the next one, None at the end."""
+        return self._http.get(Page[Checkpoint], "/v1/checkpoints", model=model, state=state, after=after, limit=limit)
+
     # --- bytes
 
     def download(
@@ -268,6 +284,10 @@ class Client:
 
     def status(self) -> Status:
         return self._http.get(Status, "/v1/status")
+
+    def store(self) -> StoreAddress:
+        """Where checkpoints are dropped, without any secret: credentials are the caller's own."""
+        return self._http.get(StoreAddress, "/v1/store")
 
     def policies(self) -> list[dict[str, Any]]:
         """The operator's policies, in the order in which they are matched."""
@@ -411,12 +431,25 @@ class Client:
         wish = TokenWish(role=role, name=name, ttl=ttl, host_id=host_id)
         return NewToken.model_validate_json(self._http.send("POST", "/v1/tokens", body=wish).content).token
 
+    def browser_address(self) -> str:
+        """An address that signs a browser in, once: it reads in this token's name for some hours."""
+        once = NewToken.model_validate_json(self._http.send("POST", "/v1/sessions").content).token
+        return f"{self.url}/?token={once}"
+
     def tokens(self) -> Iterator[Token]:
         return self._http.pages(Token, "/v1/tokens")
 
     def revoke_token(self, token_id: int, *, force: bool = False) -> None:
         """End a token at once. Raises Conflict for that of a host that serves, unless it is `force`d."""
         self._http.send("DELETE", f"/v1/tokens/{token_id}", params={"force": force or None})
+
+
+def _own(data: Path | None) -> tuple[str | None, Path | None]:
+    """URL and data folder of the registry of this user that is meant where no address is given; None: there is none."""
+    found = local.of(data) if data is not None else local.around(Path.cwd())
+    if found is None and data is not None:
+        raise NotFound("registry in the data folder", data)
+    return (found.url, found.data) if found else (None, None)
 
 
 def _version(model: str, version: int | str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import tenacity
 from pydantic import BaseModel, TypeAdapter
 
+from weighbridge.registry import client_local
 from weighbridge.registry.errors import RegistryError, Unauthorized, Unavailable
 from weighbridge.registry.schemas import Page
 
@@ -33,15 +36,28 @@ def patiently(seconds: float | None = None) -> tenacity.Retrying:
 
 
 class Http:
-    """Requests to one registry. Thread-safe. `timeout`: seconds to connect, and between two reads or writes."""
+    """Requests to one registry. Thread-safe. `timeout`: seconds to connect, and between two reads or writes.
 
-    def __init__(self, url: str, token: str | None, timeout: float, transport: httpx.BaseTransport | None) -> None:
+    `data`: the data folder of a registry of this user. Without it, and without a token, one is found by `url`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        timeout: float,
+        transport: httpx.BaseTransport | None,
+        data: Path | None = None,
+    ) -> None:
         self.url, self.timeout = url.rstrip("/"), timeout
+        local = client_local.transport_for(self.url, data, lend=not token) if transport is None else None
         self._client = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=timeout,
             transport=transport,
+            # Other addresses, such as those of presigned blobs, are called as they are.
+            mounts={f"all://{urlsplit(self.url).netloc}": local} if local else None,
             follow_redirects=True,  # Presigned blobs; httpx drops the token when the host is another.
         )
 

@@ -50,6 +50,8 @@ class Judged:
     evaluation: Mapping[str, Any] | None
     evaluated: bool | None
     """Whether its quality was measured; None: nobody tried."""
+    path: str = ""
+    """The checkpoint's."""
 
 
 class Need(Enum):
@@ -175,7 +177,9 @@ def _evaluate(tx: Session, version: Version, model: str, evaluation: dict[str, A
 
 
 def _judged(version: Version, recipe: str | None) -> Judged:
-    return Judged(VersionStatus(version.status), recipe, version.eval_pin, version.evidence.get("evaluated"))
+    return Judged(
+        VersionStatus(version.status), recipe, version.eval_pin, version.evidence.get("evaluated"), version.path
+    )
 
 
 def _plain(ref: Ref | None) -> dict[str, Any] | None:

@@ -511,6 +511,16 @@ class Loss(Wire):
     """The registry refuses it unless it is forced."""
 
 
+class StoreAddress(Wire):
+    """Where checkpoints are dropped: `url` (a folder's absolute path, or s3://BUCKET), the keys' `prefix`, endpoint."""
+
+    url: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    path_style: bool = True
+
+
 # --- tokens
 
 
@@ -567,6 +577,8 @@ class Status(Wire):
     """By state."""
     waiting: list[Checkpoint]
     """Checkpoints that wait or were refused, newest first (up to 100)."""
+    open_checkpoints: int = 0
+    """How many wait or were refused; `GET /v1/checkpoints` has them in pages."""
     rollouts: list[Rollout]
     hosts: int
     silent: list[SilentHost] = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import tenacity
 import uvicorn
@@ -16,16 +19,18 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from weighbridge.inbound.protocol import guarded
-from weighbridge.registry import tokens
+from weighbridge.registry import admission
 from weighbridge.registry.api import problems
 from weighbridge.registry.api.app import create_app
-from weighbridge.registry.api.auth import is_loopback
 from weighbridge.registry.api.context import Context
 from weighbridge.registry.db import Database
-from weighbridge.registry.errors import Forbidden, RegistryError, Unavailable
+from weighbridge.registry.errors import RegistryError, Unavailable
 from weighbridge.registry.notify import Notifier, open_notifier
+from weighbridge.registry.own_socket import OwnSocket, own_socket
 from weighbridge.registry.recipe import Policy
+from weighbridge.registry.schemas import StoreAddress
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
+from weighbridge.storage import private
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.settings import StorageSettings
 
@@ -47,6 +52,8 @@ class RegistryNeeds(Protocol):
     """The settings that a registry reads; weighbridge.settings.Settings has them."""
 
     @property
+    def data(self) -> Path: ...
+    @property
     def registry(self) -> RegistrySettings: ...
     @property
     def storage(self) -> StorageSettings: ...
@@ -62,16 +69,37 @@ def run(needs: RegistryNeeds, *, migrate: bool = True, ready: Callable[[str], No
     """Serve until SIGTERM or SIGINT; the exit status. Raises what `serve` raises, and StorageError."""
     stop = threading.Event()
     with _signals(stop), contextlib.ExitStack() as parts:
+        data = private.make_folder(needs.data.absolute())
         db = Database(needs.database_url)
         parts.callback(db.close)
         notifier = open_notifier(needs.broker.url, needs.broker.channel)
         parts.callback(notifier.close)
         blobs = Blobs(needs.storage.open_artifacts(create=True), needs.storage.artifacts_prefix)
         serve(
-            needs.registry, db, notifier, blobs, needs.policies, ready=ready or _say_where, stop=stop, migrate=migrate
+            needs.registry,
+            db,
+            notifier,
+            blobs,
+            needs.policies,
+            address=store_address(needs.storage),
+            data=data,
+            ready=ready or _say_where,
+            stop=stop,
+            migrate=migrate,
         )
     logger.info("ended")
     return 0
+
+
+def store_address(storage: StorageSettings) -> StoreAddress:
+    """Where publishers find the watched store; nothing that it is opened with."""
+    if "://" not in storage.url:
+        return StoreAddress(url=str(Path(storage.url).expanduser().absolute()), prefix=storage.prefix)
+    s3, endpoint = storage.s3, urlsplit(storage.s3.endpoint_url or "")
+    bare = endpoint._replace(netloc=endpoint.netloc.rpartition("@")[2]).geturl() or None
+    return StoreAddress(
+        url=storage.url, prefix=storage.prefix, endpoint_url=bare, region=s3.region, path_style=s3.path_style
+    )
 
 
 def _say_where(url: str) -> None:
@@ -96,6 +124,8 @@ def serve(
     blobs: Blobs,
     policies: Sequence[Policy] = (),
     *,
+    address: StoreAddress | None = None,
+    data: Path | None = None,
     ready: Callable[[str], None] = lambda url: None,
     stop: threading.Event,
     migrate: bool = True,
@@ -103,17 +133,17 @@ def serve(
     """Serve the API until `stop` is set.
 
     Waits for a database that is down; with `migrate` brings its schema up to date, without it waits until somebody did.
-    `ready` gets the URL once the API answers. Raises CannotListen, Forbidden (off loopback without any admin token).
+    In `data` (0700) a token and a socket are left for this user; `address` is what publishers are told of the store.
+    `ready` gets the URL once the API answers. Raises CannotListen, NotPrivate, Forbidden (nobody could call).
     """
-    sock = _bind(settings)
-    try:
+    with contextlib.ExitStack() as parts:
+        sock = parts.enter_context(_bind(settings))
+        own = parts.enter_context(own_socket(data, settings.socket)) if data is not None else None
         if not _await_database(db.upgrade if migrate else db.check, stop):
             return
-        _check_exposure(settings, db)
-        app = create_app(db, notifier, blobs, settings, policies)
-        _Server(app, settings, sock, ready, stop).run(sockets=[sock])
-    finally:
-        sock.close()
+        admission.admit(db, settings, data if own else None)
+        app = create_app(db, notifier, blobs, settings, policies, address)
+        _Server(app, settings, sock, own, ready, stop).run(sockets=[sock])
 
 
 def _bind(settings: RegistrySettings) -> socket.socket:
@@ -166,23 +196,6 @@ def _await_database(check: Callable[[], None], stop: threading.Event) -> bool:
     return True
 
 
-def _check_exposure(settings: RegistrySettings, db: Database) -> None:
-    """Off loopback every call needs a token, so there must be one."""
-    if is_loopback(settings.host):
-        return
-    with db.transaction() as tx:
-        if tokens.has_admin(tx):
-            return
-        if settings.token is None:
-            raise Forbidden(
-                f"the registry would listen on {settings.host}, which other machines reach, without any admin token: "
-                "give it one of your own as registry.token (WEIGHBRIDGE_TOKEN, e.g. from `openssl rand -base64 32`), "
-                "or start it on 127.0.0.1 first and run `weighbridge token create admin`"
-            )
-        tokens.adopt(tx, settings.token.get_secret_value(), "registry.token")
-    logger.warning("there was no admin token yet: registry.token is one now; revoke it when you have created others")
-
-
 class _Server(uvicorn.Server):
     """uvicorn that tells when it answers, ends on an event, and lets no long poll hold up its end."""
 
@@ -191,6 +204,7 @@ class _Server(uvicorn.Server):
         app: FastAPI,
         settings: RegistrySettings,
         sock: socket.socket,
+        own: OwnSocket | None,
         ready: Callable[[str], None],
         stop: threading.Event,
     ) -> None:
@@ -203,6 +217,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 lifespan="on",
                 ws="none",
+                proxy_headers=False,  # it would believe whoever is on this machine what they say of a caller
                 timeout_keep_alive=int(settings.inbound.idle_seconds),
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
@@ -212,6 +227,7 @@ class _Server(uvicorn.Server):
         )
         self._context: Context = app.state.context
         self._settings, self._sock, self._ready, self._stop = settings, sock, ready, stop
+        self._own = own
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         """Signals are the process's business: whoever runs the server sets `stop`."""
@@ -220,7 +236,20 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready(self._settings.url or _url(self._settings, self._sock))
+            url = self._settings.url or _url(self._settings, self._sock)
+            if self._own is not None:
+                await self._open_own(self._own, url)
+            self._ready(url)
+
+    async def _open_own(self, own: OwnSocket, url: str) -> None:
+        """Answer by the socket too, without TLS; and say where, now that both are ours."""
+
+        def protocol() -> asyncio.Protocol:
+            made = self.config.http_protocol_class
+            return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
+        self.servers.append(await asyncio.get_running_loop().create_unix_server(protocol, sock=own.sock))
+        own.announce(url, _url(self._settings, self._sock), self._settings.host)
 
     async def on_tick(self, counter: int) -> bool:
         if self._stop.is_set():
@@ -228,10 +257,13 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._own is not None:
+            self._own.withdraw()
         self._context.pulse.end()
         await super().shutdown(sockets)
 
 
 def _url(settings: RegistrySettings, sock: socket.socket) -> str:
+    """Where it answers, by the address that it listens on."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"{'https' if settings.tls_certificate else 'http'}://{host}:{sock.getsockname()[1]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from weighbridge.inbound.settings import InboundSettings
@@ -12,14 +14,29 @@ class RegistrySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; off loopback every call needs a token.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Every call needs a token, here too.")
     port: int = Field(default=8400, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     url: str = Field(default="", description="Where clients and hosts reach the API; empty: from host and port.")
     database: SecretStr = Field(
         default=SecretStr("sqlite:///weighbridge.db"),
         description="SQLAlchemy URL: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
     )
-    token: SecretStr | None = Field(default=None, description="Bearer token that this process calls the API with.")
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        description="Addresses or networks of proxies in front of it; what any other one forwards is refused.",
+    )
+    socket: Path | None = Field(
+        default=None,
+        description="Unix socket by which this machine's own commands and hosts call it; empty: in the data folder.",
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token that this process calls the API with; the registry lets in an admin by its own.",
+    )
+    enrolments: dict[str, str] = Field(
+        default_factory=dict,
+        description="Hosts let in without asking: name, and SHA-256 (hex) of the one-time token that it starts with.",
+    )
     poll_seconds: float = Field(default=0.25, gt=0, description="How often long polls look without a notification (s).")
     silent_seconds: float = Field(
         default=15.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import or_, select, update
@@ -17,24 +17,27 @@ from weighbridge.registry.errors import Forbidden, Invalid, NotFound, Unauthoriz
 from weighbridge.registry.models import Token
 
 ROLES: Final = ("viewer", "publisher", "approver", "admin", "host", "enrol")
+LINK, SESSION = "link", "session"
+"""Kinds of token that nobody asks for by name: what a browser's address carries, once, and what it is exchanged for."""
+OPERATORS: Final = "registry.token"
+"""The name of the token that the settings give."""
+_REPLACED: Final = f"{OPERATORS}, replaced"
 _PREFIX: Final = "wb_"
 """Lets secret scanners know one when they see one."""
 _LEAST: Final = 32
 """Characters of a token that an operator chose."""
+_OURSELVES: Final = "registry"
+"""The actor of what a registry does at its start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. `host_id` binds a host's or an enrolment token to one host; `token_id`: None on an open registry."""
+    """Who calls. `host_id` binds a host's or an enrolment token to one host; `token_id`: None within this process."""
 
     role: str
     name: str
     host_id: str | None = None
     token_id: int | None = None
-
-
-LOCAL: Final = Principal("admin", "local")
-"""Whoever calls a registry that is bound to loopback without a token."""
 
 
 def create(
@@ -47,15 +50,14 @@ def create(
         raise Invalid("a host token is of one host: give its id, or create an enrol token")
     if ttl is not None and ttl <= 0:
         raise Invalid(f"a token that lives {ttl:g} s is of no use: give a positive time")
-    bearer = _PREFIX + secrets.token_urlsafe(32)
-    expires = None if ttl is None else db.clock(tx) + ttl
-    _add(tx, Token(hash=_hash(bearer), role=role, name=name, host_id=host_id, expires_at=expires), actor=actor)
-    return bearer
+    if name == OPERATORS:
+        raise Invalid(f"{name} is the name of the token in the registry's settings: choose another")
+    return _mint(tx, role, name, ttl, host_id, actor=actor)
 
 
 def authenticate(tx: Session, bearer: str) -> Principal:
     """Return whose token this is. Raises Unauthorized, saying no more than that."""
-    token = tx.scalars(select(Token).where(col(Token.hash) == _hash(bearer), *_valid(db.now()))).one_or_none()
+    token = tx.scalars(select(Token).where(col(Token.hash) == hash_of(bearer), *_valid(db.now()))).one_or_none()
     if token is None or token.id is None:
         raise Unauthorized("this token is unknown, expired, revoked or used up")
     return Principal(token.role, token.name or f"{token.role}-{token.id}", token.host_id, token.id)
@@ -65,7 +67,29 @@ def redeem(tx: Session, principal: Principal) -> None:
     """Use up a one-time token. Raises Unauthorized when somebody was faster."""
     unused = update(Token).where(col(Token.id) == principal.token_id, col(Token.used_at).is_(None))
     if tx.execute(unused.values(used_at=db.now()).returning(col(Token.id))).one_or_none() is None:
-        raise Unauthorized("this enrolment token is used up: create another one")
+        raise Unauthorized("this one-time token is used up: create another one")
+
+
+def link(tx: Session, who: Principal, ttl: float) -> str:
+    """Make a token that a browser exchanges once, within `ttl` seconds, for a session that reads in this name."""
+    return _mint(tx, LINK, who.name, ttl, actor=who.name)
+
+
+def open_session(tx: Session, once: str, ttl: float) -> str:
+    """Exchange a link's token for that of a session of `ttl` seconds. Raises Unauthorized: for any other, or used."""
+    who = authenticate(tx, once)
+    if who.role != LINK:
+        raise Unauthorized("this is no one-time token of a browser's address")
+    redeem(tx, who)
+    return _mint(tx, SESSION, who.name, ttl, actor=who.name)
+
+
+def in_session(tx: Session, bearer: str) -> Principal:
+    """Whose session a browser's cookie is: a viewer's. Raises Unauthorized."""
+    who = authenticate(tx, bearer)
+    if who.role != SESSION:
+        raise Unauthorized("the cookie is no session of this registry")
+    return replace(who, role="viewer")
 
 
 def revoke(tx: Session, token_id: int, *, actor: str = "") -> Token:
@@ -98,16 +122,44 @@ def has_admin(tx: Session) -> bool:
     return tx.execute(admin).first() is not None
 
 
-def bootstrap(tx: Session, name: str = "first admin") -> str | None:
-    """Create the first admin token, for whoever holds the database; None when there is a valid one already."""
-    return None if has_admin(tx) else create(tx, "admin", name, actor="bootstrap")
+def find(tx: Session, bearer: str) -> Token | None:
+    """The row of a token, whatever became of it."""
+    return tx.scalars(select(Token).where(col(Token.hash) == hash_of(bearer))).one_or_none()
 
 
-def adopt(tx: Session, bearer: str, name: str) -> None:
-    """Make an admin token of a secret that the operator chose. Raises Invalid for one that could be guessed."""
+def is_valid(token: Token) -> bool:
+    """Whether a token that never expires is in force."""
+    return token.revoked_at is None and token.used_at is None and token.expires_at is None
+
+
+def adopt(tx: Session, bearer: str) -> bool:
+    """Make an admin's token of the secret that the operator chose, and end the one that it replaces.
+
+    One that a person revoked stays so: then False. Raises Invalid for one that could be guessed, or has another role.
+    """
     if len(bearer) < _LEAST:
-        raise Invalid(f"the token {name} has {len(bearer)} characters: an admin's own token has at least {_LEAST}")
-    _add(tx, Token(hash=_hash(bearer), role="admin", name=name), actor="bootstrap")
+        raise Invalid(f"the token {OPERATORS} has {len(bearer)} characters: an admin's own token has at least {_LEAST}")
+    known = find(tx, bearer)
+    if known is not None and known.role != "admin":
+        raise Invalid(f"{OPERATORS} is token {known.id}, which is a {known.role}'s: choose another secret")
+    if known is not None and known.revoked_at is not None and known.name != _REPLACED:
+        return False
+    earlier = select(Token).where(col(Token.name) == OPERATORS, col(Token.hash) != hash_of(bearer))
+    for other in tx.scalars(earlier.where(*_valid(db.now()))).all():
+        revoke(tx, other.id or 0, actor=_OURSELVES)
+        other.name = _REPLACED
+    if known is None:
+        _insert(tx, Token(hash=hash_of(bearer), role="admin", name=OPERATORS))
+    elif known.revoked_at is not None or known.expires_at is not None:
+        known.name, known.revoked_at, known.expires_at = OPERATORS, None, None
+        tx.add(known)
+        _event(tx, "token.created", known, _OURSELVES)
+    return True
+
+
+def admit(tx: Session, digest: str, role: str, name: str, ttl: float) -> None:
+    """Let in who has the token of this SHA-256, for `ttl` seconds: it was made elsewhere. Known ones stay."""
+    _insert(tx, Token(hash=digest, role=role, name=name, expires_at=db.clock(tx) + ttl))
 
 
 def require(principal: Principal, roles: frozenset[str]) -> None:
@@ -124,9 +176,29 @@ def _valid(now: db.now) -> tuple[Any, ...]:
     )
 
 
-def _hash(bearer: str) -> str:
+def new_bearer() -> str:
+    """256 random bits as text."""
+    return _PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_of(bearer: str) -> str:
     """Plain SHA-256 is enough here: there is nothing to guess in 256 random bits."""
     return hashlib.sha256(bearer.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _mint(
+    tx: Session, role: str, name: str, ttl: float | None = None, host_id: str | None = None, *, actor: str
+) -> str:
+    bearer = new_bearer()
+    expires = None if ttl is None else db.clock(tx) + ttl
+    _add(tx, Token(hash=hash_of(bearer), role=role, name=name, host_id=host_id, expires_at=expires), actor=actor)
+    return bearer
+
+
+def _insert(tx: Session, token: Token) -> None:
+    """Several registries that start at once have the same tokens to add."""
+    if (added := db.insert_or_skip(tx, token)) is not None:
+        _event(tx, "token.created", added, _OURSELVES)
 
 
 def _add(tx: Session, token: Token, *, actor: str) -> None:

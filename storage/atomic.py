@@ -19,15 +19,15 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 @contextmanager
-def new_file(target: Path, *, replace: bool = True, durable: bool = True) -> Iterator[IO[bytes]]:
+def new_file(target: Path, *, replace: bool = True, durable: bool = True, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `target` for writing; on success it becomes `target`, on failure it vanishes.
 
-    With `durable` the bytes and the name survive a power cut. Raises FileExistsError when `replace` is False and
-    `target` exists, and whatever OSError writing brings.
+    It has `mode`, less the umask, from the start. With `durable` the bytes and the name survive a power cut. Raises
+    FileExistsError when `replace` is False and `target` exists, and whatever OSError writing brings.
     """
     temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             if durable:

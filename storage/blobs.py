@@ -16,10 +16,10 @@ from typing import IO, Protocol
 
 from weighbridge.storage import disk_errors
 from weighbridge.storage.atomic import new_file
-from weighbridge.storage.errors import DigestMismatch, InvalidName, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import DigestMismatch, InvalidName, ObjectNotFound, PreconditionFailed, StorageFull
 from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import Get, LocalPath, Move, Ref, Store
+from weighbridge.storage.protocols import Get, LocalPath, Move, Ref, Space, Store
 from weighbridge.storage.streaming import DigestingReader, Progress, chunks, digest_bytes, digest_file
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -99,6 +99,14 @@ class Blobs:
         finally:
             self._cleaning(partial(self.store.delete, staging), lambda: None)
         return blob
+
+    def require_space(self, size: int, reserve: int) -> None:
+        """Raise StorageFull where `size` bytes more would leave less than `reserve` free, if the store can tell."""
+        if isinstance(self.store, Space) and (free := self.store.free_bytes()) < size + reserve:
+            raise StorageFull(
+                f"{self.store.url}: {size:,} bytes are to be written, {free:,} are free, and {reserve:,} are to stay "
+                "free: free some space"
+            )
 
     def adopt(self, source: Get, ref: Ref, *, progress: Progress | None = None) -> Blob:
         """Copy pinned content of any store into a blob, in one pass.

@@ -6,7 +6,10 @@ do not fit *each other* may still be written, so they wait, with the reason.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,18 +18,40 @@ from typing import Protocol
 
 from weighbridge.storage import names
 from weighbridge.storage.claims import is_claim
-from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.index import Index, MalformedIndex, read_index
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import Get, List, ObjectInfo, OpenUploads, OpenWriter, Ref
+from weighbridge.storage.protocols import (
+    Get,
+    List,
+    LocalPath,
+    ObjectInfo,
+    OpenUploads,
+    OpenWriter,
+    PassedOver,
+    Ref,
+    Survey,
+)
 from weighbridge.storage.published import MalformedManifest, PublishedFile, read_published
-from weighbridge.storage.safetensors_header import Header, MalformedHeader, ShortFile, read_header
+from weighbridge.storage.safetensors_header import (
+    MAX_TENSORS,
+    Header,
+    MalformedHeader,
+    ShortFile,
+    read_start,
+)
 from weighbridge.words import counted
 
 QUIET = 30.0
 """Seconds without a change that must do where nobody can tell whether a file has a writer."""
+MAX_OBJECTS = 10_000
+"""Objects of one checkpoint; the largest real ones have a few hundred."""
+LARGE = 1 << 20
+"""Bytes of a header or an index that is looked at while no other large one is: memory is bounded by one of them."""
 _NEIGHBOURS = 1000
 """Objects with the same start that are searched for marks."""
+
+_ONE_LARGE = threading.RLock()
 
 
 class Proof(StrEnum):
@@ -77,8 +102,8 @@ class Unsupported:
 Verdict = Complete | Waiting | Refused | Unsupported
 
 
-class Look(Get, List, Protocol):
-    """The two verbs that a look needs; OpenWriter and OpenUploads are used where the store has them."""
+class Look(Get, List, Survey, Protocol):
+    """The verbs that a look needs; OpenWriter, OpenUploads and LocalPath are used where the store has them."""
 
 
 def look(store: Look, path: str, *, now: datetime | None = None) -> Verdict:
@@ -86,9 +111,17 @@ def look(store: Look, path: str, *, now: datetime | None = None) -> Verdict:
     return assess(store, listed(store, path), path=path, now=now)
 
 
-def listed(store: List, path: str) -> list[ObjectInfo]:
-    """The objects of one checkpoint: everything under a folder, or the one object of that key."""
-    return [info for info in store.list(path) if path.endswith("/") or info.key == path]
+def surveyed(store: Survey, path: str) -> list[ObjectInfo | PassedOver]:
+    """What lies at a path: all under a folder (one more than MAX_OBJECTS at most), or the one object of that key."""
+    if path.endswith("/"):
+        return list(islice(store.survey(path), MAX_OBJECTS + 1))
+    found = store.find(path)
+    return [] if found is None else [found]
+
+
+def listed(store: Survey, path: str) -> list[ObjectInfo]:
+    """The objects of one checkpoint, without what was passed over."""
+    return [one for one in surveyed(store, path) if isinstance(one, ObjectInfo)]
 
 
 def assess(store: Look, objects: Sequence[ObjectInfo], *, path: str, now: datetime | None = None) -> Verdict:
@@ -97,7 +130,8 @@ def assess(store: Look, objects: Sequence[ObjectInfo], *, path: str, now: dateti
     Raises StorageUnavailable and the like when the store does not answer: then nothing is decided.
     """
     try:
-        verdict = _Assessment(store, path, objects, now or datetime.now(UTC)).verdict()
+        with ExitStack() as held:
+            verdict = _Assessment(store, path, objects, now or datetime.now(UTC), held).verdict()
     except _Wait as wait:
         return Waiting(str(wait))
     except (ObjectNotFound, PreconditionFailed):
@@ -121,8 +155,9 @@ class _Wait(Exception):
 class _Assessment:
     """One look at one checkpoint. Each step returns or raises _Wait."""
 
-    def __init__(self, store: Look, path: str, objects: Sequence[ObjectInfo], now: datetime) -> None:
-        self._store, self._path, self._now = store, path, now
+    def __init__(self, store: Look, path: str, objects: Sequence[ObjectInfo], now: datetime, held: ExitStack) -> None:
+        self._store, self._path, self._now, self._held = store, path, now, held
+        self._tensors = 0
         self._objects = {info.key: info for info in objects}
         self._root = path if path.endswith("/") else path.rpartition("/")[0] + "/" * ("/" in path)
         self._uploads = self._open_uploads()
@@ -164,6 +199,8 @@ class _Assessment:
         keys = [key for key in self._objects if not names.is_hidden(key[len(self._root) :])]
         weights = [key for key in keys if names.is_weights(key)]
         indexes = [key for key in keys if key.endswith(names.INDEX)]
+        if (foreign := self._foreign(keys, weights)) is not None:
+            return Unsupported(foreign, self._pins(keys))
         if not weights and not indexes:
             return self._without_safetensors()
         self._prove_written(keys)
@@ -172,23 +209,43 @@ class _Assessment:
         for key in extra:
             self._header(key)
         shards: set[str] = set()
+        notes = []
         for key in indexes:
-            shards |= self._prove_index(key, headers)
+            found, note = self._prove_index(key, headers)
+            shards |= found
+            notes.append(note)
         self._prove_no_strays(sorted(headers.keys() - shards), bool(indexes))
         tensors = sum(len(header.tensors) for header in headers.values())
         files = counted(len(headers), "safetensors file")
         bound = ", exactly those of the index" if indexes else ""
-        reason = f"{files} with {counted(tensors, 'tensor')}, as long as the headers say{bound}"
+        reason = f"{files} with {counted(tensors, 'tensor')}, as long as the headers say{bound}{''.join(notes)}"
         return Complete(Proof.P2, self._pins(keys), reason)
 
     def _without_safetensors(self) -> Verdict:
         foreign = sorted(key for key in self._objects if names.is_other_weights(key))
         if not foreign and self._path.endswith("/"):
-            raise _Wait(f"{self._path} has no {names.SAFETENSORS} file yet, only {len(self._objects)} other files")
+            below = (key.rpartition("/")[2] for key in sorted(self._objects))
+            odd = next((f"; is {name} meant to be {meant}?" for name in below if (meant := names.meant(name))), "")
+            raise _Wait(f"{self._path} has no {names.SAFETENSORS} file yet, only {len(self._objects)} other files{odd}")
         key = foreign[0] if foreign else self._path
         kind = names.suffix(key.rpartition("/")[2]) or "without a suffix"
         reason = f"{key}: format {kind} is not supported yet: publish safetensors"
         return Unsupported(reason, self._pins(self._objects))
+
+    def _foreign(self, keys: Sequence[str], weights: Sequence[str]) -> str | None:
+        """Why these files are no single model's weights, and what to do; None where nothing says so."""
+        below = {key: key[len(self._root) :] for key in keys}
+        if pipeline := next((key for key, name in below.items() if name.endswith("model_index.json")), None):
+            return f"{pipeline} is of a diffusers pipeline of several models: drop each part as a model of its own"
+        if weights and all(map(names.is_adapter, weights)):
+            return f"{weights[0]} is an adapter, no model: drop what merging it into its base gives (merge_and_unload)"
+        steps = (below[key].split("/")[:-1] for key in weights)
+        if deep := next((parts[0] for parts in steps if parts and names.is_step(parts[0])), None):
+            return (
+                f"{self._path} is a trainer's output folder: {deep} in it is a checkpoint of its own, one level too "
+                f"deep: move it up, beside {self._path}, or make {self._path} the model's folder"
+            )
+        return None
 
     def _prove_no_marks(self) -> None:
         """No name, no sibling and no open upload says that somebody is still writing."""
@@ -208,6 +265,10 @@ class _Assessment:
         """The object beside the path whose whole name marks it; one of its folder counts as its first."""
         path = self._path.removesuffix("/")
         parent, slash, name = path.rpartition("/")
+        if isinstance(self._store, LocalPath):
+            # By name: listing a folder on disk means reading all of it, and it may hold a million files.
+            beside = (parent + slash + other for other in names.marking(name))
+            return next((key for key in beside if _is_there(self._store, key)), None)
         starts = f"{path}." if self._path.endswith("/") else path, f"{path.removesuffix(names.SAFETENSORS)}-unfinished"
         for start in starts:
             for info in islice(self._store.list(start), _NEIGHBOURS):
@@ -237,8 +298,8 @@ class _Assessment:
         if info.size != file.size:
             raise _Wait(f"{file.path} has {info.size:,} of {file.size:,} bytes by {names.PUBLISHED}")
 
-    def _prove_index(self, key: str, headers: Mapping[str, Header]) -> set[str]:
-        """The index names exactly the tensors of its shards. Returns the shards' keys."""
+    def _prove_index(self, key: str, headers: Mapping[str, Header]) -> tuple[set[str], str]:
+        """The index names exactly the tensors of its shards. Returns the shards' keys, and what is odd about it."""
         index = self._index(key)
         folder = key.rpartition("/")[0] + "/" * ("/" in key)
         shards = {folder + name for name in index.shards}
@@ -252,13 +313,17 @@ class _Assessment:
         if sum(len(headers[shard].tensors) for shard in shards) != len(held):
             raise _Wait(f"{key}: some tensor is in two of its files")
         total = sum(headers[shard].data_size for shard in shards)
-        if index.total_size is not None and index.total_size != total:
-            raise _Wait(f"{key} says {index.total_size:,} bytes in all, its files hold {total:,}")
-        return shards
+        if index.total_size is None or index.total_size == total:
+            return shards, ""
+        # Nobody reads it: tools write counts or the files' sizes there.
+        return shards, f"; its total_size says {index.total_size:,} bytes, the tensors have {total:,}"
 
     def _index(self, key: str) -> Index:
+        info = self._objects[key]
+        if info.size > LARGE:
+            self._alone()
         try:
-            return read_index(self._store, pin(self._objects[key]))
+            return read_index(self._store, pin(info))
         except MalformedIndex as error:
             if error.truncated:
                 raise _Wait(str(error)) from error
@@ -269,6 +334,10 @@ class _Assessment:
         if has_index or not strays:
             return
         if part := next((key for key in strays if names.is_shard(key)), None):
+            if not self._path.endswith("/"):
+                raise _Wait(
+                    f"{part} is one of several files: put them and their index into one folder, as a checkpoint"
+                )
             raise _Wait(f"{part} is one of several files, and their index ({names.INDEX}) is not there yet")
         if len(strays) > 1:
             raise _Wait(
@@ -278,15 +347,33 @@ class _Assessment:
 
     def _header(self, key: str) -> Header:
         try:
-            return read_header(self._store, pin(self._objects[key]))
+            start = read_start(self._store, pin(self._objects[key]))
+            if start.length > LARGE:
+                self._alone()
+            header = start.header()
         except ShortFile as short:
             raise _Wait(str(short)) from short
+        self._tensors += len(header.tensors)
+        if self._tensors > MAX_TENSORS:
+            raise MalformedHeader(f"{self._path} has more than {MAX_TENSORS:,} tensors, our limit", key=key)
+        return header
+
+    def _alone(self) -> None:
+        """Wait until no other large header or index is in memory; until the end of this look none will be."""
+        self._held.enter_context(_ONE_LARGE)  # reentrant
 
     def _open_uploads(self) -> set[str]:
         return set(self._store.uploads(self._path) or ()) if isinstance(self._store, OpenUploads) else set()
 
     def _pins(self, keys: Iterable[str]) -> tuple[Ref, ...]:
         return tuple(pin(self._objects[key]) for key in sorted(keys))
+
+
+def _is_there(store: LocalPath, key: str) -> bool:
+    try:
+        return os.path.lexists(store.local_path(key))
+    except InvalidKey:
+        return False
 
 
 def _identity(info: ObjectInfo) -> tuple[int, str, datetime]:

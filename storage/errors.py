@@ -20,6 +20,10 @@ class ObjectNotFound(StorageError, LookupError):
     """No object has this key (or this version of it)."""
 
 
+class ObjectArchived(StorageError):
+    """The object is in an archive (S3 Glacier) and must be restored before it can be read."""
+
+
 class PreconditionFailed(StorageError):
     """An If-Match or If-None-Match condition did not hold: the object changed, or is already there."""
 

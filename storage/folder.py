@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from weighbridge.storage import disk_errors, lease
+from weighbridge.storage import disk_errors, lease, walk
 from weighbridge.storage.atomic import new_file
 from weighbridge.storage.errors import (
     BucketNotFound,
@@ -23,11 +22,10 @@ from weighbridge.storage.errors import (
     PreconditionFailed,
     StorageError,
 )
-from weighbridge.storage.keys import check_key, check_prefix, is_valid
-from weighbridge.storage.listing import check_folder
+from weighbridge.storage.keys import check_key, check_prefix
+from weighbridge.storage.listing import check_folder, objects_of
 from weighbridge.storage.optional import OptionalCall
-from weighbridge.storage.pins import disk_etag
-from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
+from weighbridge.storage.protocols import Entry, ObjectInfo, PassedOver, Ref
 from weighbridge.storage.streaming import check_range, chunks
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class FolderStore:
-    """The files under `root`. Symbolic links that leave it are refused, those to folders are not listed.
+    """The files under `root`; storage.walk has the rule about links.
 
     With `create` the root is made when it is missing; otherwise a missing root is BucketNotFound, also later on: a
     folder that was unmounted must not be taken for an empty one. `durable` syncs every put to the disk.
@@ -64,6 +62,11 @@ class FolderStore:
         with self._errors(None):
             os.scandir(self.root).close()
 
+    def free_bytes(self) -> int:
+        """What is free on the disk for one without privileges."""
+        with self._errors(None):
+            return shutil.disk_usage(self.root).free
+
     def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
         with self.open(key, start=start, end=end, if_match=if_match) as stream:
             return stream.read()
@@ -72,7 +75,7 @@ class FolderStore:
         check_range(start, end)
         file = self._open(key)
         try:
-            info = _describe(key, os.fstat(file.fileno()))
+            info = walk.describe(key, os.fstat(file.fileno()))
             if if_match is not None and info.etag != if_match.etag:
                 raise PreconditionFailed(f"{key} is no longer the content that was pinned", key=key)
             file.seek(start)
@@ -88,23 +91,30 @@ class FolderStore:
             status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ObjectNotFound(f"{self.url} has no object {key}: it is no regular file", key=key)
-        return _describe(key, status)
+        return walk.describe(key, status)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         check_prefix(prefix)
+        return objects_of(self.survey(prefix))
+
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | PassedOver]:
         self._real_root()
-        folder = prefix.rpartition("/")[0]
-        return self._walk(f"{folder}/" if folder else "", prefix)
+        return walk.survey(self.root, prefix)
+
+    def find(self, key: str) -> ObjectInfo | PassedOver | None:
+        self._real_root()
+        return walk.find(self.root, check_key(key))
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         check_folder(prefix)
         self._real_root()
-        for entry in self._scan(prefix):
-            key = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield Entry(f"{key}/", None)
-            elif (info := self._info(key, entry)) is not None:
-                yield Entry(key, info)
+        for found in walk.level(self.root, prefix.removesuffix("/")):
+            if isinstance(found, str):
+                yield Entry(found, None)
+            elif isinstance(found, ObjectInfo):
+                yield Entry(found.key, found)
+            elif found.error is not None:
+                raise found.error
 
     def put(self, key: str, data: bytes | IO[bytes] | Path, *, if_none_match: bool = False) -> ObjectInfo:
         if isinstance(data, Path):
@@ -154,7 +164,7 @@ class FolderStore:
         """The file of a key. Raises InvalidKey where links lead out of the root, BucketNotFound without a root."""
         root = self._real_root()
         path = self.root / check_key(key)
-        if not Path(os.path.realpath(path)).is_relative_to(root):
+        if not walk.is_inside(root, key):
             raise InvalidKey(f"{key} leads out of {self.root} through a symbolic link", key=key)
         return path
 
@@ -196,47 +206,6 @@ class FolderStore:
         except (FileExistsError, NotADirectoryError) as error:
             raise StorageError(f"{key}: a part of its path is a file in {self.root}", key=key) from error
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
-        for entry in self._scan(folder):
-            key = folder + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                # Towards the prefix, or within it.
-                if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
-                    yield from self._walk(f"{key}/", prefix)
-            elif key.startswith(prefix) and (info := self._info(key, entry)) is not None:
-                yield info
-
-    def _scan(self, folder: str) -> Sequence[os.DirEntry[str]]:
-        """The valid names in a folder, sorted; none where the folder is not (any more), or lies behind a link."""
-        if folder and self._linked(folder):
-            return []
-        try:
-            with self._errors(folder), os.scandir(self.root / folder) as entries:
-                return sorted((entry for entry in entries if is_valid(folder + entry.name)), key=lambda e: e.name)
-        except ObjectNotFound:
-            return []
-
-    def _linked(self, folder: str) -> bool:
-        """Whether a link leads to the folder: what it holds is listed where it lies, whoever asks and however."""
-        return Path(os.path.realpath(self.root / folder)) != self._real_root() / folder
-
-    def _inside(self, folder: str) -> bool:
-        return Path(os.path.realpath(self.root / folder)).is_relative_to(self._real_root())
-
-    def _info(self, key: str, entry: os.DirEntry[str]) -> ObjectInfo | None:
-        """Describe a listed file; None for what is no object: a pipe, a link out or to nowhere, a file just gone."""
-        try:
-            if entry.is_symlink() and not self._inside(key):
-                return None
-            status = entry.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                return None
-            raise disk_errors.of_os_error(error, self.root, key) from error
-        return _describe(key, status) if stat.S_ISREG(status.st_mode) else None
-
     def _errors(self, key: str | None) -> AbstractContextManager[None]:
         return disk_errors.translated(self.root, key)
 
@@ -270,9 +239,5 @@ class _FileRange(io.RawIOBase):
         super().close()
 
     def _prove_unchanged(self) -> None:
-        if _describe(self._info.key, os.fstat(self._file.fileno())).etag != self._info.etag:
+        if walk.describe(self._info.key, os.fstat(self._file.fileno())).etag != self._info.etag:
             raise PreconditionFailed(f"{self._info.key} changed while it was read", key=self._info.key)
-
-
-def _describe(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, disk_etag(status), datetime.fromtimestamp(status.st_mtime, UTC))

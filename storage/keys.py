@@ -7,30 +7,50 @@ from weighbridge.storage.errors import InvalidKey
 
 TEMPORARY = ".weighbridge-"
 """Names with this start are our own unfinished files: never listed, never valid keys."""
+_LONGEST_SHOWN = 1000
+"""Characters; a path's column has 1,024."""
 
 
 def check_key(key: str) -> str:
     """Return `key` if it is a valid key. Raises InvalidKey, naming the rule."""
     if not key:
         raise InvalidKey("a key cannot be empty", key=key)
-    if reason := _fault(key):
+    if reason := fault(key):
         raise InvalidKey(f"{key!r} is not a valid key: {reason}", key=key)
     return key
 
 
 def check_prefix(prefix: str) -> str:
     """Return `prefix` if it is empty or the start of valid keys. Raises InvalidKey."""
-    if prefix and (reason := _fault(prefix.removesuffix("/"))):
+    if prefix and (reason := fault(prefix.removesuffix("/"))):
         raise InvalidKey(f"{prefix!r} is not a valid prefix: {reason}", key=prefix)
     return prefix
 
 
 def is_valid(key: str) -> bool:
     """Say whether `key` is valid, for listings that pass over what is not (`a//b`, a console's `folder/` markers)."""
-    return bool(key) and _fault(key) is None
+    return bool(key) and fault(key) is None
 
 
-def _fault(key: str) -> str | None:
+def shown(key: str) -> str:
+    """A key that may be invalid, for people and for rows: printable, and not longer than a valid one."""
+    text = key.encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def where_faulty(key: str) -> str:
+    """An invalid key up to its first faulty part, as `shown`; it ends in `/` where more lies below that part."""
+    parts = key.split("/")
+    for number, part in enumerate(parts):
+        if not part or fault(part):
+            end = number + (1 if part else 2)
+            return shown("/".join(parts[:end])) + "/" * (len(parts) > end)
+    return shown(key)
+
+
+def fault(key: str) -> str | None:
+    """Why `key` is not valid; None when it is."""
     if "\0" in key or "\\" in key:
         return "it has a NUL or a backslash"
     if len(key.encode("utf-8", "surrogateescape")) > limits.PATH:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from weighbridge.storage.keys import check_prefix
-from weighbridge.storage.protocols import Entry, ObjectInfo
+from weighbridge.storage.protocols import Entry, ObjectInfo, PassedOver
 
 
 def one_level(objects: Iterable[ObjectInfo], prefix: str) -> Iterator[Entry]:
@@ -19,6 +19,15 @@ def one_level(objects: Iterable[ObjectInfo], prefix: str) -> Iterator[Entry]:
         elif name != last:
             last = name
             yield Entry(f"{prefix}{name}/", None)
+
+
+def objects_of(found: Iterable[ObjectInfo | PassedOver]) -> Iterator[ObjectInfo]:
+    """The objects of a survey. Raises what the store answered where it could not look: then the list is not whole."""
+    for one in found:
+        if isinstance(one, ObjectInfo):
+            yield one
+        elif one.error is not None:
+            raise one.error
 
 
 def check_folder(prefix: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO
 
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
-from weighbridge.storage.keys import check_key, check_prefix
+from weighbridge.storage.keys import check_key, check_prefix, is_valid
 from weighbridge.storage.listing import one_level
-from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
+from weighbridge.storage.protocols import Entry, ObjectInfo, PassedOver, Ref
 from weighbridge.storage.streaming import check_range
 
 
@@ -54,6 +54,14 @@ class MemoryStore:
         with self._lock:
             found = [info for key, (info, _) in self._objects.items() if key.startswith(prefix)]
         return iter(sorted(found, key=lambda info: info.key))
+
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | PassedOver]:
+        return iter(self.list(prefix)) if not prefix or is_valid(prefix.removesuffix("/")) else iter(())
+
+    def find(self, key: str) -> ObjectInfo | PassedOver | None:
+        with self._lock:
+            found = self._objects.get(key)
+        return None if found is None else found[0]
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         return one_level(self.list(prefix), prefix)

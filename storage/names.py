@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from weighbridge.storage.errors import InvalidName
 from weighbridge.storage.keys import TEMPORARY
 
 RECIPE = "recipe.yaml"
+RECIPES = (RECIPE, "recipe.yml")
+"""The recipe's names: both are read, one of them may be there."""
 EVAL = "eval.safetensors"
 TRAIN = "train.safetensors"
 GOLDEN = "golden.safetensors"
 PUBLISHED = "weighbridge.json"
-RESERVED = frozenset({RECIPE, EVAL, TRAIN, GOLDEN, PUBLISHED})
+RESERVED = frozenset({*RECIPES, EVAL, TRAIN, GOLDEN, PUBLISHED})
 """Never checkpoints, wherever they lie."""
 
 SAFETENSORS = ".safetensors"
@@ -39,11 +42,15 @@ BESIDE = (*UNFINISHED, "_.gstmp", ".st", ".bc!", ".td", "~")
 
 _STAGED = re.compile(r"tmp-checkpoint-\d+|.*\.orbax-checkpoint-tmp(-\d+)?")
 """Whole names under which trainers write a folder before they rename it."""
+_STEP = re.compile(r"(checkpoint|ckpt|global[-_]?step|step|iter|epoch)[-_=]?\d+.*", re.IGNORECASE)
+"""Names of folders that trainers number: each is a checkpoint of its own."""
+_ALMOST_RECIPES = ("recipe", "recipe.json", "recipe.toml", "recipe.txt", "recipe.yaml.txt", "recipe.yml.txt")
+_ALMOST_SAFETENSORS = (SAFETENSORS, ".safetensor", ".safetensors.txt", ".safe_tensors", ".sft")
 
 
 def is_reserved(name: str) -> bool:
-    """Say whether the last part of a key is never a checkpoint: a reserved or a dot-name."""
-    return name in RESERVED or name.startswith(".")
+    """Say whether the last part of a key is never a checkpoint: a reserved name, in any spelling, or a dot-name."""
+    return name.casefold() in RESERVED or name.startswith(".")
 
 
 def is_weights(key: str) -> bool:
@@ -68,6 +75,31 @@ def is_candidate(key: str) -> bool:
     return is_weights(key) or is_other_weights(key)
 
 
+def meant(name: str) -> str | None:
+    """The name that a file should have had to be read, where this is it in another spelling; None for all others."""
+    folded = name.casefold()
+    if name in RESERVED or name.startswith(".") or (name.endswith((SAFETENSORS, INDEX)) and folded not in RESERVED):
+        return None
+    if folded in RESERVED:
+        return folded
+    if folded in _ALMOST_RECIPES:
+        return RECIPE
+    if folded.endswith(INDEX):
+        return name[: -len(INDEX)] + INDEX
+    end = next((end for end in _ALMOST_SAFETENSORS if folded.endswith(end) and len(folded) > len(end)), None)
+    return None if end is None else name[: -len(end)] + SAFETENSORS
+
+
+def is_step(name: str) -> bool:
+    """Say whether a folder's name is a trainer's, with a number: `checkpoint-500`, `global_step500`, `epoch=3`."""
+    return _STEP.fullmatch(name) is not None
+
+
+def is_adapter(key: str) -> bool:
+    """Say whether a file of weights changes another model's and is none by itself (PEFT, LoRA)."""
+    return key.rsplit("/", 1)[-1].startswith(("adapter_model", "pytorch_lora_weights", "adapters.safetensors"))
+
+
 def is_hidden(path: str) -> bool:
     """Say whether any part of a path is a dot-name (`.cache/…`): no part of a checkpoint."""
     return any(part.startswith(".") for part in path.split("/"))
@@ -85,6 +117,13 @@ def marks(name: str, other: str) -> bool:
     return rest.lower() in BESIDE or other in (f"{stem}-unfinished", f"{stem}-unfinished.txt")
 
 
+def marking(name: str) -> list[str]:
+    """The names that mark `name` unfinished, in the spellings that tools write, for stores that are asked by name."""
+    ends = {spelled for end in BESIDE for spelled in (end, end.upper(), end.title(), end[:2] + end[2:].title())}
+    stem = name.removesuffix(SAFETENSORS)
+    return [*(name + end for end in sorted(ends)), f"{stem}-unfinished", f"{stem}-unfinished.txt"]
+
+
 def suffix(name: str) -> str:
     """The last suffix in lower case, with its dot; empty where there is none."""
     stem, dot, last = name.rpartition(".")
@@ -92,7 +131,7 @@ def suffix(name: str) -> str:
 
 
 def check_model(name: str) -> str:
-    """Return a valid model name: not empty, no `/`, no `:`, one plain path part. Raises InvalidName."""
+    """Return a valid model name, NFC: not empty, no `/`, no `:`, one plain path part. Raises InvalidName."""
     if ":" in name:
         raise InvalidName(f"{name!r} is not a valid model name: it has a ':'")
     return _check_part(name, "model")
@@ -117,7 +156,12 @@ def _check_part(name: str, what: str) -> str:
     )  # fmt: skip
     if wrong:
         raise InvalidName(f"{name!r} is not a valid {what} name: {wrong}")
-    return name
+    return composed(name)
+
+
+def composed(name: str) -> str:
+    """The one spelling of a name that may be written in several (NFC): `é` is one letter, not `e` and an accent."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _has_forbidden(name: str) -> bool:

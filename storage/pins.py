@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from weighbridge.storage.protocols import ObjectInfo, Ref
 from weighbridge.storage.streaming import digest_bytes
+
+_DISK = re.compile(r"([0-9]+)-([0-9]+)-(-?[0-9]+)-(?:-?[0-9]+)")
+"""A `disk_etag`; dates before 1970 are negative."""
 
 
 def pin(info: ObjectInfo) -> Ref:
@@ -31,10 +35,8 @@ def disk_etag(status: os.stat_result) -> str:
 
 def disk_stamp(etag: str) -> DiskStamp | None:
     """What `disk_etag` was made of, but its ctime; None for ETags of other stores."""
-    parts = etag.split("-")
-    if len(parts) != 4 or not all(part.isdigit() for part in parts):
-        return None
-    return DiskStamp(int(parts[0]), int(parts[1]), int(parts[2]))
+    parts = _DISK.fullmatch(etag)
+    return DiskStamp(*map(int, parts.groups())) if parts else None
 
 
 def pins_digest(files: Iterable[Ref]) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
+from weighbridge.storage.errors import StorageError
 from weighbridge.storage.optional import OptionalCall
 
 
@@ -52,6 +53,19 @@ class Entry:
     info: ObjectInfo | None
 
 
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """What a listing met and cannot yield: an unreadable folder, a link that leads out, no valid key.
+
+    `key` is for people (storage.keys.shown) and ends in `/` where everything below is meant. `error` is what the store
+    answered where it could not look; without one nothing failed, and the thing is just no object.
+    """
+
+    key: str
+    reason: str
+    error: StorageError | None = None
+
+
 class Get(Protocol):
     def get(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> bytes:
         """Return bytes [start, end) of the object (end None: to its end), fewer where the object ends sooner.
@@ -85,6 +99,19 @@ class List(Protocol):
 
         A folder on disk also yields its empty folders.
         """
+        ...
+
+
+class Survey(Protocol):
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | PassedOver]:
+        """Yield what `list` yields, and what it passes over; a part that cannot be listed ends nothing.
+
+        Any text may be the prefix, also the start of an invalid key. Raises only what concerns the whole store.
+        """
+        ...
+
+    def find(self, key: str) -> ObjectInfo | PassedOver | None:
+        """Describe one object exactly as a listing does, without listing what lies beside it; None: it is not there."""
         ...
 
 
@@ -167,6 +194,15 @@ class Degrading(Protocol):
 
 
 @runtime_checkable
+class Space(Protocol):
+    """A store on a disk of this machine, which can be full."""
+
+    def free_bytes(self) -> int:
+        """Bytes that this process may still write there."""
+        ...
+
+
+@runtime_checkable
 class Move(Protocol):
     """A store that renames without moving bytes."""
 
@@ -175,14 +211,16 @@ class Move(Protocol):
         ...
 
 
-class Store(Get, Head, List, Put, Copy, Delete, Protocol):
+class Check(Protocol):
+    def check(self) -> None:
+        """Prove that the store answers. Raises AccessDenied, BucketNotFound or StorageUnavailable."""
+        ...
+
+
+class Store(Get, Head, List, Survey, Put, Copy, Delete, Check, Protocol):
     """All verbs together: what `open_store` returns."""
 
     @property
     def url(self) -> str:
         """Where the store is, without secrets: `s3://bucket/prefix`, `file:///path`, `memory://name`."""
-        ...
-
-    def check(self) -> None:
-        """Prove that the store answers. Raises AccessDenied, BucketNotFound or StorageUnavailable."""
         ...

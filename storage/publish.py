@@ -1,4 +1,4 @@
-"""Put a checkpoint into a store so that nobody can take a part of it for the whole: `weighbridge.publish`."""
+"""Put a checkpoint into a store so that nobody can take a part of it for the whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from weighbridge.storage.keys import check_key
 from weighbridge.storage.protocols import Store
 from weighbridge.storage.published import Published, PublishedFile
 from weighbridge.storage.streaming import DigestingReader, digest_bytes
-from weighbridge.storage.urls import open_store
 
 Tensors = Mapping[str, Any]
 """Arrays by tensor name: numpy arrays, torch tensors, or whatever numpy can make an array of."""
@@ -52,7 +51,7 @@ def publish(
     model: str,
     name: str,
     *,
-    store: Store | str,
+    store: Store,
     golden: Path | str | Tensors | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -65,16 +64,15 @@ def publish(
     Raises InvalidName, AlreadyPublished, MissingDependency (tensors need safetensors), and what the store raises.
     """
     folder = f"{names.check_model(model)}/{names.check_checkpoint(name)}/"
-    target = open_store(store) if isinstance(store, str) else store
-    _prove_free(target, folder)
-    with _gathered(source, golden) as paths, _claimed(target, folder) as claim:
-        _prove_free(target, folder)  # again: one may have ended while this one claimed the name
-        files = _send(target, folder, paths, claim, progress)
+    _prove_free(store, folder)
+    with _gathered(source, golden) as paths, _claimed(store, folder) as claim:
+        _prove_free(store, folder)  # again: one may have ended while this one claimed the name
+        files = _send(store, folder, paths, claim, progress)
         manifest = Published(files=files, metadata=dict(metadata or {})).canonical()
         try:
-            target.put(folder + names.PUBLISHED, manifest, if_none_match=True)
+            store.put(folder + names.PUBLISHED, manifest, if_none_match=True)
         except PreconditionFailed as error:
-            raise _taken(target, folder) from error
+            raise _taken(store, folder) from error
     return PublishResult(model, name, folder, digest_bytes(manifest), files)
 
 

@@ -15,11 +15,11 @@ from botocore.config import Config
 
 from weighbridge.storage import multipart
 from weighbridge.storage.errors import EmptyRange, NotSupported, ObjectNotFound, PreconditionFailed
-from weighbridge.storage.keys import check_key, check_prefix, is_valid
-from weighbridge.storage.listing import check_folder
+from weighbridge.storage.keys import check_key, check_prefix, fault, is_valid, where_faulty
+from weighbridge.storage.listing import check_folder, objects_of
 from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.options import S3Options
-from weighbridge.storage.protocols import Entry, ObjectInfo, Ref
+from weighbridge.storage.protocols import Entry, ObjectInfo, PassedOver, Ref
 from weighbridge.storage.s3_calls import S3Calls
 from weighbridge.storage.s3_errors import translated
 from weighbridge.storage.s3_stream import ResumingBody
@@ -84,7 +84,23 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         check_prefix(prefix)
-        return self._list(prefix)
+        return objects_of(self.survey(prefix))
+
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | PassedOver]:
+        told = ""
+        with translated(self.url):
+            for page in self._pages(prefix):
+                for item in page.get("Contents", []):
+                    found = self._listed(item)
+                    if isinstance(found, ObjectInfo) or (found is not None and found.key != told):
+                        told = found.key
+                        yield found
+
+    def find(self, key: str) -> ObjectInfo | PassedOver | None:
+        name = self._calls.named(key)["Key"]
+        with self._translated(key):
+            page = self.client.list_objects_v2(Bucket=self.bucket, Prefix=name, MaxKeys=1)
+        return next((self._listed(item) for item in page.get("Contents", []) if item.get("Key") == name), None)
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         check_folder(prefix)
@@ -95,8 +111,8 @@ class S3Store:
                     if is_valid(key.removesuffix("/")):
                         yield Entry(key, None)
                 for item in page.get("Contents", []):
-                    if (info := self._listed(item)) is not None:
-                        yield Entry(info.key, info)
+                    if isinstance(found := self._listed(item), ObjectInfo):
+                        yield Entry(found.key, found)
 
     def put(self, key: str, data: bytes | IO[bytes] | Path, *, if_none_match: bool = False) -> ObjectInfo:
         if isinstance(data, Path):
@@ -173,20 +189,16 @@ class S3Store:
             raise PreconditionFailed(f"{key} is no longer the content that was pinned", key=key)
         return io.BytesIO()
 
-    def _list(self, prefix: str) -> Iterator[ObjectInfo]:
-        with translated(self.url):
-            for page in self._pages(prefix):
-                for item in page.get("Contents", []):
-                    if (info := self._listed(item)) is not None:
-                        yield info
-
     def _pages(self, prefix: str, **more: str) -> Iterator[Any]:
         paginator = self.client.get_paginator("list_objects_v2")
         return iter(paginator.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more))  # type: ignore[arg-type]
 
-    def _listed(self, item: Any) -> ObjectInfo | None:
-        key = item["Key"][len(self.prefix) :]
-        return _info(key, item["Size"], item) if is_valid(key) else None
+    def _listed(self, item: Any) -> ObjectInfo | PassedOver | None:
+        key, size = item["Key"][len(self.prefix) :], item["Size"]
+        if rule := fault(key):
+            # Consoles put an empty object for a folder; it holds nothing.
+            return PassedOver(where_faulty(key), f"its key cannot be used: {rule}") if size else None
+        return _info(key, size, item)
 
     def _translated(self, key: str) -> Any:
         return translated(self.url, check_key(key))

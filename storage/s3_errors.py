@@ -13,6 +13,7 @@ from weighbridge.storage.errors import (
     BucketNotFound,
     EmptyRange,
     NotSupported,
+    ObjectArchived,
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
@@ -94,6 +95,8 @@ def _of_response(error: boto.ClientError, what: str, key: str | None) -> Storage
         return AccessDenied(f"{what}: the store refused the credentials ({code})", key=key)
     if code in _UNKNOWN_CALL or status in (405, 501):
         return NotSupported(f"{what}: the store does not support {error.operation_name} ({code or status})", key=key)
+    if code == "InvalidObjectState":
+        return ObjectArchived(f"{what}: it is archived (Glacier): restore it, and it is looked at again", key=key)
     if code in _DENIED or status == 403:
         return _denied(error, what, key)
     if code in _FULL or status == 507:

@@ -6,19 +6,25 @@ count from the end of the header. Nothing of the data is read here.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from weighbridge import limits
 from weighbridge.storage.errors import StorageError
+from weighbridge.storage.json_stream import JsonStream
 from weighbridge.storage.protocols import Get, Ref
-from weighbridge.storage.strict_json import InvalidJson, parse_object
+from weighbridge.storage.strict_json import InvalidJson
 
-MAX_HEADER = 16 << 20
-"""Bytes. Real headers of the largest models stay under 10 MiB; a bomb of 70 MB costs a parser a gigabyte."""
+MAX_HEADER = 100_000_000
+"""Bytes: the format's own limit. It is read piece by piece, so that a bomb costs no more than what is kept of it."""
 MAX_TENSORS = 200_000
+MAX_METADATA = 16 << 20
+"""Characters of `__metadata__` in all; trainers keep their settings there."""
+_ENTRY, _NOTES = 4096, 10_000
+"""Characters of what a header says of one tensor; entries of `__metadata__`."""
 MAX_RANK = 32
 FIRST_READ = 64 << 10
 """Bytes of the first ranged read: most headers whole, in one request."""
@@ -34,6 +40,7 @@ BITS: Mapping[str, int] = {
 }
 """Bits of one element, by safetensors dtype."""
 
+_METADATA = "__metadata__"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save writes",
     b"\x80": "a Python pickle",
@@ -94,15 +101,37 @@ def read_header(store: Get, ref: Ref) -> Header:
 
     Raises MalformedHeader (wrong by content), ShortFile (more bytes could complete it), PreconditionFailed.
     """
+    return read_start(store, ref).header()
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderStart:
+    """The first bytes of a pinned file, and the `length` of the header that they announce: it can still be refused."""
+
+    store: Get
+    ref: Ref
+    first: bytes
+    length: int
+
+    def header(self) -> Header:
+        """Read the header piece by piece; as `read_header`."""
+        ref, end = self.ref, 8 + self.length
+        if end <= len(self.first):
+            header = _parse(io.BytesIO(self.first[8:end]), self.length, ref.key)
+        else:
+            with self.store.open(ref.key, start=8, end=end, if_match=ref) as stream:
+                header = _parse(stream, self.length, ref.key)
+        if ref.size < header.expected_size:
+            raise ShortFile(ref.key, ref.size, header.expected_size)
+        if ref.size > header.expected_size:
+            raise _malformed(ref.key, f"has {ref.size:,} bytes, {header.expected_size:,} by its header")
+        return header
+
+
+def read_start(store: Get, ref: Ref) -> HeaderStart:
+    """Read the beginning of a pinned file. Raises MalformedHeader, ShortFile, PreconditionFailed."""
     first = store.get(ref.key, end=min(ref.size, FIRST_READ), if_match=ref)
-    length = header_length(first, ref.key, ref.size)
-    rest = store.get(ref.key, start=len(first), end=8 + length, if_match=ref) if 8 + length > len(first) else b""
-    header = parse_header((first + rest)[8 : 8 + length], ref.key)
-    if ref.size < header.expected_size:
-        raise ShortFile(ref.key, ref.size, header.expected_size)
-    if ref.size > header.expected_size:
-        raise _malformed(ref.key, f"has {ref.size:,} bytes, {header.expected_size:,} by its header")
-    return header
+    return HeaderStart(store, ref, first, header_length(first, ref.key, ref.size))
 
 
 def header_length(first: bytes, key: str, size: int) -> int:
@@ -113,7 +142,7 @@ def header_length(first: bytes, key: str, size: int) -> int:
     if len(first) < 8:
         raise ShortFile(key, size, 8)
     if length < 2:
-        raise _malformed(key, f"has an impossible header length of {length} bytes")
+        raise _malformed(key, f"has a header of {length} bytes, and the shortest has 2")
     if size < 8 + length:
         raise ShortFile(key, size, 8 + length)
     return length
@@ -121,18 +150,41 @@ def header_length(first: bytes, key: str, size: int) -> int:
 
 def parse_header(data: bytes, key: str) -> Header:
     """Check the JSON of a header: names, dtypes, shapes, offsets without gap or overlap. Raises MalformedHeader."""
+    return _parse(io.BytesIO(data), len(data), key)
+
+
+def _parse(stream: IO[bytes], length: int, key: str) -> Header:
+    tensors, metadata = dict[str, TensorInfo](), None
     try:
-        fields = parse_object(data)
+        reader = JsonStream(stream)
+        for name in reader.members(names=_ENTRY, count=MAX_TENSORS + 1):
+            if name in tensors or (name == _METADATA and metadata is not None):
+                raise InvalidJson(f"the key {limits.quoted(name)} is there twice")
+            if name == _METADATA:
+                metadata = _metadata(reader, key)
+            else:
+                tensors[name] = _tensor(key, name, reader.value(_ENTRY))
+        reader.end()
     except InvalidJson as error:
         raise _malformed(key, f"has a header that is {error}") from error
-    metadata = fields.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _malformed(key, "has a __metadata__ that is not text by text")
-    if len(fields) > MAX_TENSORS:
-        raise _malformed(key, f"has {len(fields):,} tensors, more than {MAX_TENSORS:,}")
-    tensors = {name: _tensor(key, name, value) for name, value in fields.items()}
+    if len(tensors) > MAX_TENSORS:
+        raise _malformed(key, f"has {len(tensors):,} tensors, more than our limit of {MAX_TENSORS:,}")
     _check_layout(key, tensors)
-    return Header(tensors, metadata, len(data))
+    return Header(tensors, metadata or {}, length)
+
+
+def _metadata(reader: JsonStream, key: str) -> dict[str, str]:
+    found, left = dict[str, str](), MAX_METADATA
+    if not reader.is_object():
+        raise _malformed(key, "has a __metadata__ that is not text by text")
+    for name in reader.members(names=_ENTRY, count=_NOTES):
+        if name in found:
+            raise InvalidJson(f"the key {limits.quoted(name)} is there twice")
+        if not reader.is_string():
+            raise _malformed(key, "has a __metadata__ that is not text by text")
+        found[name] = reader.string(left)
+        left -= len(name) + len(found[name])
+    return found
 
 
 def _tensor(key: str, name: str, value: Any) -> TensorInfo:
@@ -173,7 +225,7 @@ def _foreign(first: bytes, length: int) -> str:
         if first.startswith(magic):
             return f"is {what}, not a safetensors file"
     if length > MAX_HEADER:
-        return f"has an impossible header length of {length:,} bytes; the limit is {MAX_HEADER:,}"
+        return f"has a header of {length:,} bytes, larger than the limit of {MAX_HEADER:,}, the format's and ours"
     return "has a header that is no JSON object"
 
 

@@ -56,5 +56,4 @@ class StorageSettings(BaseModel):
         """The watched store as publishers see it: keys begin with a model's name. Raises StorageError."""
         from weighbridge.storage.urls import open_store
 
-        below = self.prefix.strip("/")
-        return open_store(f"{self.url.rstrip('/')}/{below}" if below else self.url, self.s3)
+        return open_store(self.url, self.s3, below=self.prefix.strip("/"))

@@ -22,7 +22,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """Parse one JSON object. Raises TruncatedJson, InvalidJson."""
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant, parse_float=finite)
     except json.JSONDecodeError as error:
         if _broken_off(error):
             raise TruncatedJson(f"it ends after {len(data):,} bytes, inside an object") from error
@@ -49,7 +49,8 @@ def _broken_off(error: json.JSONDecodeError) -> bool:
     return text.lstrip()[0] == "{" and in_last_token
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its members, in which no name is twice. Raises InvalidJson."""
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
@@ -58,11 +59,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _no_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """NaN and infinities, which Python would read. Raises InvalidJson."""
     raise InvalidJson(f"{name} is no JSON")
 
 
-def _finite(digits: str) -> float:
+def finite(digits: str) -> float:
+    """A number with a point or an exponent. Raises InvalidJson where it is too large for one."""
     value = float(digits)
     if math.isinf(value):
         raise InvalidJson(f"the number {limits.shown_number(digits)} is larger than any that can be kept")

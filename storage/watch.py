@@ -1,4 +1,8 @@
-"""A folder, watched: inotify through watchdog, with the losses that inotify has made visible."""
+"""A folder, watched: inotify through watchdog, with the losses that inotify has made visible.
+
+watchdog walks by recursion, in its reader's thread: a folder in a thousand others ended it. Here it walks by a stack,
+and as deep as listings go (storage.walk). What is in a new folder it need not find: the folder's own event is a rescan.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers.api import DEFAULT_OBSERVER_TIMEOUT, BaseObserver
-from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver, InotifyWatchGroup
 from watchdog.observers.inotify_c import (
     CallbackId,
     InotifyEvent,
@@ -30,12 +34,17 @@ from watchdog.observers.inotify_c import (
     WatchCallback,
     WatchDescriptor,
 )
+from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent, PathedInotifyEvent
 
 from weighbridge.storage.errors import BucketNotFound, StorageUnavailable
 from weighbridge.storage.events import Kind, ObjectEvent, Sink
-from weighbridge.storage.keys import is_valid
+from weighbridge.storage.keys import is_valid, shown
+from weighbridge.storage.walk import MAX_DEPTH
 
 log = logging.getLogger(__name__)
+
+MAX_FOLDERS = 50_000
+"""Folders that are watched; what is in more is seen by listings. One costs a kilobyte here and one in the kernel."""
 
 # Opens, reads and single writes say nothing that the close does not say, and are most of the traffic.
 _WANTED: list[type[FileSystemEvent]] = [
@@ -67,12 +76,17 @@ class FolderWatch:
         if not self.root.is_dir():
             raise BucketNotFound(f"there is no folder {self.root} to watch")
         watched = self.root.stat()
-        observer = _Observer(lambda: self._tell(Kind.RESCAN, ""))
+        try:
+            observer = _Observer(lambda: self._tell(Kind.RESCAN, ""))
+        except OSError as error:
+            raise StorageUnavailable(f"cannot watch {self.root}: {error.strerror}") from error
         try:
             observer.schedule(_Handler(self), str(self.root), recursive=True, event_filter=_WANTED)
             observer.start()
-        except OSError as error:
-            observer.stop_reading()
+        except BaseException as error:
+            observer.stop_reading()  # an instance that is left open is one of few
+            if not isinstance(error, OSError):
+                raise
             raise StorageUnavailable(
                 f"cannot watch {self.root}: {error.strerror}; "
                 "inotify's limits are in /proc/sys/fs/inotify (max_user_watches, max_user_instances)"
@@ -158,7 +172,7 @@ class _Observer(InotifyObserver):
     def __init__(self, on_overflow: Callable[[], None]) -> None:
         self._inotify_fd = _NoticingFD(on_overflow)
         self._inotify_fd.start()
-        BaseObserver.__init__(self, InotifyEmitter, timeout=DEFAULT_OBSERVER_TIMEOUT, inotify_fd=self._inotify_fd)
+        BaseObserver.__init__(self, _Emitter, timeout=DEFAULT_OBSERVER_TIMEOUT, inotify_fd=self._inotify_fd)
 
     def is_whole(self) -> bool:
         """Whether every thread that an event passes through is alive."""
@@ -171,10 +185,61 @@ class _Observer(InotifyObserver):
         self._inotify_fd.join()
 
 
+class _Emitter(InotifyEmitter):
+    """Tells of a folder that moved, and not of all that is in it: whoever hears of it lists it."""
+
+    def on_thread_start(self) -> None:
+        mask = self.get_event_mask_from_filter()
+        self._inotify = _Folders(self._inotify_fd, os.fsencode(self.watch.path), is_recursive=True, event_mask=mask)
+
+    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = False) -> None:
+        if not isinstance(event, PathedInotifyEvent):
+            source, target = event
+            if source.ev.is_directory:
+                self.queue_event(DirMovedEvent(os.fsdecode(source.path), os.fsdecode(target.path)))
+                return
+        elif event.ev.is_moved_to and event.ev.is_directory:
+            self.queue_event(DirCreatedEvent(os.fsdecode(event.path)))
+            return
+        super().build_and_queue_event(event, full_events=full_events)
+
+
+class _Folders(InotifyWatchGroup):
+    """The watched folders of one root."""
+
+    def _add_all_callbacks(self, path: bytes) -> None:
+        self._add_callback(path)
+        folders, top = [path], self.path.count(b"/")
+        while folders:
+            below = _folders_in(folders.pop())
+            if not below or below[0].count(b"/") - top > MAX_DEPTH:
+                continue
+            for folder in below:
+                self._add_callback(folder)
+            folders += below
+
+    def _recursive_simulate(self, src_path: bytes) -> list[InotifyEvent]:
+        return []
+
+
+def _folders_in(folder: bytes) -> list[bytes]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []  # gone, unreadable, or no folder: the listing says so
+
+
 class _NoticingFD(InotifyFD):
     def __init__(self, on_overflow: Callable[[], None]) -> None:
         super().__init__()
-        self._on_overflow = on_overflow
+        self._on_overflow, self._full = on_overflow, False
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._is_reading = False  # If this thread died, whoever stops it closes the descriptors.
 
     def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
         """Watch one folder; a second time for the same one is fine.
@@ -184,12 +249,20 @@ class _NoticingFD(InotifyFD):
         """
         try:
             with self._lock:
+                if len(self._watch_for_wd) >= MAX_FOLDERS:
+                    raise OSError(errno.ENOSPC, f"more than {MAX_FOLDERS:,} folders")
                 watch = self._get_or_create_watch(path, mask)
+                if watch.wd < 0:  # watchdog takes a refusal (EACCES) for a watch
+                    self._watch_for_wd.pop(watch.wd, None)
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                 watch.callbacks[id_] = callback
                 return watch.wd
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                log.warning("cannot watch %s: %s; only listings see what is in it", os.fsdecode(path), error.strerror)
+            if error.errno == errno.ENOSPC and not self._full:
+                self._full = True
+                log.warning(
+                    "cannot watch %s: %s; only listings see what is in it", shown(os.fsdecode(path)), error.strerror
+                )
             raise
 
     def handle_event(self, event: InotifyEvent) -> None:

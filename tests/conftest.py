@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 pytest_plugins: list[str] = [
     "fixtures.beside",
@@ -20,7 +24,17 @@ pytest_plugins: list[str] = [
     "fixtures.running",
     "fixtures.plant",
     "fixtures.confined",
+    "fixtures.odd_files",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The index of this user's registries: the tests' own, also for the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("state")
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
 
 
 def pytest_make_parametrize_id(val: Any) -> str | None:

@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 __all__ = ["Client", "__version__", "publish"]
 
 if TYPE_CHECKING:
+    from weighbridge.publishing import publish as publish
     from weighbridge.registry.client import Client as Client
-    from weighbridge.storage.publish import publish as publish
 
-_LAZY = {"Client": "weighbridge.registry.client", "publish": "weighbridge.storage.publish"}
+_LAZY = {"Client": "weighbridge.registry.client", "publish": "weighbridge.publishing"}
 
 
 def __getattr__(name: str) -> object:

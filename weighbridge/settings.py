@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from weighbridge.daemon.settings import DaemonSettings
 from weighbridge.hosts.settings import HostSettings
+from weighbridge.registry.local import DATA
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage.settings import StorageSettings
@@ -61,8 +62,9 @@ class Settings(BaseSettings):
     )
 
     data: Path = Field(
-        default=Path("weighbridge-data"),
-        description="Folder that relative paths of the database, the worker's cache and the host's data lie in.",
+        default=Path(DATA),
+        description="Folder that relative paths of the database, the worker's cache and the host's data lie in; closed "
+        "to other users, since the registry leaves an administrator's token there.",
     )
     storage: StorageSettings = Field(default_factory=StorageSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
@@ -103,8 +105,10 @@ class Settings(BaseSettings):
 
     @property
     def worker_settings(self) -> WorkerSettings:
-        """The worker's group with its cache's real place."""
-        return self.worker.model_copy(update={"cache": (self.data / self.worker.cache).absolute()})
+        """The worker's group with the real places of its cache and of its locks."""
+        own = None if os.environ.get("XDG_RUNTIME_DIR") else (self.data / "machine").absolute()
+        places = {"cache": (self.data / self.worker.cache).absolute(), "machine": self.worker.machine or own}
+        return self.worker.model_copy(update=places)
 
     @property
     def host_settings(self) -> HostSettings:

@@ -10,6 +10,7 @@ from weighbridge.engines.binding import Parameter, bind, matches
 from weighbridge.engines.errors import BindingError, LoadError
 from weighbridge.engines.manifest import Program, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
+from weighbridge.workers.ours import raise_ours
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,12 @@ def _by_factory(
         parameters = describe_program(module)
         binding = bind(tensors, parameters, cast=True)
     except LoadError as exc:
+        raise_ours(exc)
         raise Unbound(f"the tensors are not those of factory {factory}: {exc}") from exc
     try:
         found, notes = find_contract(module, inputs, [spec.name for spec in outputs])
     except LoadError as exc:
+        raise_ours(exc)
         raise Unbound(f"factory:{factory} does not fit the recipe: {exc}") from exc
     return Bound(Program(kind="factory", name=factory), binding, found, outputs, parameters, notes)
 

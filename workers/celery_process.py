@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -29,6 +30,7 @@ from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Unavailable
 from weighbridge.registry.lifecycle import kind_queue
 from weighbridge.registry.notify import open_notifier
+from weighbridge.workers import broker_transport
 from weighbridge.workers.app import TASK, make_app, queue_name
 from weighbridge.workers.presence import Presence, capable
 from weighbridge.workers.queue import make_sender
@@ -51,6 +53,7 @@ def work(settings: RunSettings, queues: Sequence[str], stages: OpenStages, owner
     worker_settings = settings.worker_settings
     hardware = _hardware(queues, worker_settings)
     kinds = (kind_queue(hardware.kind),) if hardware is not None else ()
+    broker_transport.install()
     app = make_app(settings.broker, worker_settings, kinds)
     _until_there("database", lambda: _check_database(settings))
     _until_there("broker", lambda: _check_broker(app))
@@ -106,11 +109,16 @@ class _Process:
         self._presence: Presence | None = None
 
     def preload(self) -> None:
-        """Import what the real stages need once, in the parent: the pool's processes have it at once."""
+        """Import what the real stages need once, in the parent: the pool's processes have it at once.
+
+        Set aside for good: each later collection would walk it.
+        """
         from weighbridge.workers.run import TorchStages
 
         if isinstance(self._stages, TorchStages):
             import_module("weighbridge.workers.stages")
+            gc.collect()
+            gc.freeze()
 
     def open(self, *, control: bool = False, **_: Any) -> None:
         settings, db = self._settings, Database(self._settings.database_url)

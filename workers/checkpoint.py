@@ -64,7 +64,8 @@ class Contents:
 
     @property
     def tensors(self) -> dict[str, Parameter]:
-        return {one.name: Parameter(shape=one.shape, dtype=one.dtype) for one in self.stats}
+        # Of headers that were checked; to check them again costs a second for 200,000.
+        return {one.name: Parameter.model_construct(shape=one.shape, dtype=one.dtype) for one in self.stats}
 
 
 def read(source: Get, path: str, files: Iterable[Ref], take: Take) -> Contents:

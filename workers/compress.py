@@ -29,7 +29,7 @@ from weighbridge.workers.compression import artifact, proof
 from weighbridge.workers.compression.data import Limited, open_data
 from weighbridge.workers.compression.memory import release
 from weighbridge.workers.compression.types import BuildFailed, Built, Method, NotApplicable, Order, Original, Progress
-from weighbridge.workers.ours import out_of_memory
+from weighbridge.workers.ours import out_of_memory, raise_ours
 from weighbridge.workers.outcome import Outcome
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def _told(run: Callable[[Path], Outcome], task: CompressTask, scratch: Path) -> 
     except NotApplicable as reason:
         return Outcome.not_applicable(f"{task.wish.name}: {reason}")
     except (BuildFailed, EngineError) as wrong:
+        if not out_of_memory(wrong.__cause__ or wrong):  # a smaller batch was tried, and the recipe may ask for less
+            raise_ours(wrong)
         return Outcome.rejected(f"{task.wish.name}: {wrong}")
     except (MemoryError, RuntimeError) as wrong:
         if not out_of_memory(wrong):

@@ -17,8 +17,9 @@ class Changed(Exception):
 class Datasets:
     """The sets of one bucket. What a process copied once it knows by its pin."""
 
-    def __init__(self, source: Store, blobs: Blobs) -> None:
-        self._source, self._blobs = source, blobs
+    def __init__(self, source: Store, blobs: Blobs, reserve: int = 0) -> None:
+        """`reserve`: bytes that stay free on the disk of the blobs."""
+        self._source, self._blobs, self._reserve = source, blobs, reserve
         self._known: dict[Ref, str] = {}
 
     def evaluation(self, version: Version) -> str | None:
@@ -51,6 +52,7 @@ class Datasets:
         ref = Ref(**pin)
         try:
             if ref not in self._known:
+                self._blobs.require_space(ref.size, self._reserve)
                 self._known[ref] = self._blobs.adopt(self._source, ref).digest
         except (PreconditionFailed, ObjectNotFound) as gone:
             raise Changed(

@@ -26,6 +26,7 @@ from weighbridge.workers.evaluation import reading, runs, tasks, verdicts
 from weighbridge.workers.evaluation.compare import CompareTask, compare
 from weighbridge.workers.evaluation.datasets import BadDataset, open_dataset
 from weighbridge.workers.evaluation.verdicts import Compared
+from weighbridge.workers.ours import raise_ours
 from weighbridge.workers.outcome import Outcome
 
 __all__ = ["Champion", "CompareTask", "EvaluateTask", "compare", "evaluate", "main"]
@@ -89,6 +90,7 @@ def evaluate(task: EvaluateTask, *, cache: BlobPath, progress: Callable[[float],
     except EngineError as wrong:
         if runs.out_of_memory(wrong):
             raise MemoryError(str(wrong)) from wrong
+        raise_ours(wrong)
         return Outcome.rejected(f"the artifact does not run on eval.safetensors: {wrong}")
     if not scores.values:
         return _unmeasured(task, f"{task.task} has no metric of its own without labels of classes in eval.safetensors")
@@ -129,6 +131,7 @@ def _champion(task: EvaluateTask, dataset: str, cache: BlobPath) -> Compared:
     try:
         scores = _score(champion.artifact, dataset, task, cache, None)
     except (BadDataset, EngineError, reading.Unclear) as wrong:
+        raise_ours(wrong)
         return Compared(champion.number, reason=f"champion {champion.number} cannot be evaluated on this set: {wrong}")
     return Compared(champion.number, scores.values)
 

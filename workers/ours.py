@@ -27,6 +27,10 @@ class ChildFailed(Exception):
     """A confined child did not end with an outcome, for a reason that is not shown to be the checkpoint's."""
 
 
+class TooLong(ChildFailed):
+    """It did not end within the time that it had."""
+
+
 class ChildDied(ChildFailed):
     """Its process ended in the middle of it."""
 
@@ -58,4 +62,4 @@ def chain(error: BaseException) -> Iterator[BaseException]:
     while one is not None and id(one) not in seen:
         seen.add(id(one))
         yield one
-        one = one.__cause__ or one.__context__
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)

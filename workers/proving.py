@@ -10,6 +10,7 @@ from weighbridge.engines.other_weights import replace_weights
 from weighbridge.engines.protocols import Session
 from weighbridge.engines.spread import Tolerance
 from weighbridge.engines.torch_engine import TorchSession
+from weighbridge.workers.ours import raise_ours
 
 NOTHING = "proves nothing: other weights pass it too"
 _FEW = 64
@@ -41,6 +42,7 @@ def _passes(session: Session, data: bytes, tolerance: Tolerance) -> bool:
     """A program that fails with other weights is one that a golden tells apart."""
     try:
         golden.check(session, data, *tolerance)
-    except (GoldenMismatch, EngineError):
+    except (GoldenMismatch, EngineError) as exc:
+        raise_ours(exc)
         return False
     return True

@@ -41,7 +41,8 @@ class WorkerSettings(BaseModel):
     machine: Path | None = Field(
         default=None,
         description="Folder of the locks that keep benchmarks alone on this machine; every worker of the machine "
-        "needs the same. Empty: one in the system's folder for temporary files.",
+        "needs the same, and nobody else may write to it. Empty: one of this user's own in XDG_RUNTIME_DIR, or in the "
+        "data folder where there is none.",
     )
     lease_seconds: float = Field(
         default=30.0, gt=0, description="A job silent for this long is given to another worker (s)."
@@ -70,6 +71,12 @@ class WorkerSettings(BaseModel):
     )
     shutdown_seconds: float = Field(
         default=60.0, ge=0, description="Time that running jobs get at a soft shutdown (s)."
+    )
+    reserve_bytes: int = Field(
+        default=1_000_000_000,
+        ge=0,
+        description="What stays free on the disk of the artifacts: a checkpoint that would leave less is not copied, "
+        "and waits (bytes).",
     )
     cache: Path = Field(default=Path("worker-cache"), description="Folder of verified blobs.")
     cache_bytes: int = Field(

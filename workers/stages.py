@@ -60,7 +60,7 @@ class TorchStages:
         self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
         self._policies, self._performer = policies, performer or Here()
         self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes)
-        self._datasets = Datasets(source, blobs)
+        self._datasets = Datasets(source, blobs, settings.reserve_bytes)
         self._machine = Machine(settings.machine)
         self._variants = VariantStages(
             db, self._desk, self._performer, self._cache, self._datasets, settings, policies, self._machine
@@ -84,11 +84,11 @@ class TorchStages:
         """A version that is judged anew is so by what lies there now. Raises judges.Unfit while that is not fit."""
         with self._db.read() as tx:
             version = tx.get_one(Version, version_id)
-            policy = policy_for(tx.get_one(Model, version.model_id).name, self._policies)
+            model = tx.get_one(Model, version.model_id).name
         if version.recipe_id is None:
-            there = judges.beside(self._source, judges.folder_of(version.path))
+            there = judges.beside(self._source, judges.folders_of(version.path, model))
             with self._db.transaction() as tx:
-                judging.pin(tx, version_id, version.judgement, there, policy)
+                judging.pin(tx, version_id, version.judgement, there, policy_for(model, self._policies))
 
     def _validate(self, version_id: int, heartbeat: Heartbeat) -> Outcome:
         self._pin(version_id)
@@ -97,6 +97,10 @@ class TorchStages:
             files = tuple(_ref(file) for file in versions.files(tx, version_id))
             known = tuple(_template(row) for row in templates.listing(tx))
             before = _before(tx, version)
+        policy = policy_for(model, self._policies)
+        if version.size > policy.max_checkpoint_bytes:
+            return Outcome.rejected(_too_large(version, policy))
+        self._blobs.require_space(version.size, self._settings.reserve_bytes)
         task = ValidateTask(
             model=model,
             version=version.number,
@@ -106,7 +110,7 @@ class TorchStages:
             program=recipe.program,
             inputs=_specs(recipe.inputs),
             outputs=_specs(recipe.outputs),
-            programs=Programs(known, policy_for(model, self._policies).programs),
+            programs=Programs(known, policy.programs),
             device=self._settings.device,
             gates=recipe.gates,
             evaluated=version.eval_pin is not None,
@@ -114,7 +118,7 @@ class TorchStages:
         )
         desk = self._desk(heartbeat.progress, files)
         try:
-            outcome = self._performer.perform(task, desk, heartbeat.check)
+            outcome = self._performer.perform(task, desk, heartbeat.check, seconds=policy.max_seconds)
         except Exceeded as exceeded:
             outcome = quarantined(task, desk, str(exceeded))
         return replace(outcome, facts={**outcome.facts, **self._datasets.keep(version)})
@@ -141,7 +145,8 @@ class TorchStages:
             factories=factories_for(model, self._policies),
             device=self._settings.device,
         )
-        outcome = self._performer.perform(task, self._desk(heartbeat.progress), heartbeat.check)
+        seconds = policy_for(model, self._policies).max_seconds
+        outcome = self._performer.perform(task, self._desk(heartbeat.progress), heartbeat.check, seconds=seconds)
         doubt = version.facts.get("unfinished")
         if doubt and outcome.verdict is Verdict.NOT_APPLICABLE:
             return Outcome.rejected(f"{doubt} ({outcome.reason})", outcome.facts)
@@ -259,6 +264,11 @@ def _record_digests(tx: Session, version: Version, files: Any) -> None:
         key = base.lstrip("/") + file["path"]
         mine = (col(CheckpointFile.version_id) == version.id, col(CheckpointFile.key) == key)
         tx.execute(update(CheckpointFile).where(*mine).values(digest=file["digest"]))
+
+
+def _too_large(version: Version, policy: Policy) -> str:
+    rule = f"the policy for {policy.model} allows {policy.max_checkpoint_bytes:,} (max_checkpoint_bytes)"
+    return f"the checkpoint has {version.size:,} bytes, {rule}: nothing of it was read"
 
 
 def _ref(file: CheckpointFile) -> Ref:

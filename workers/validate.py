@@ -36,6 +36,7 @@ from weighbridge.workers import bindings, checkpoint, proving, weights, zero_tai
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
 from weighbridge.workers.desk import Desk, OwnDesk, Phase
+from weighbridge.workers.ours import raise_ours
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.zero_tails import Before
 
@@ -174,6 +175,7 @@ def _prove_program(task: ValidateTask, contents: Contents, bound: Bound, facts: 
     try:
         session = load(draft, desk.path, task.device, factories)
     except LoadError as exc:
+        raise_ours(exc)
         return Outcome.needs_binding(f"{program} does not load: {exc}", facts)
     try:
         _must_be_pure(session)
@@ -189,6 +191,7 @@ def _prove_program(task: ValidateTask, contents: Contents, bound: Bound, facts: 
     except InvalidInput as exc:
         return Outcome.needs_binding(f"{program} cannot be proven, whatever the weights are: {exc}", facts)
     except EngineError as exc:
+        raise_ours(exc)
         return Outcome.rejected(f"{program} fails with these weights: {exc}", facts)
     finally:
         session.close()
@@ -229,6 +232,7 @@ def _author(session: Session, data: bytes | None, tolerance: Tolerance) -> str |
     except (GoldenMismatch, InvalidInput) as exc:
         return f"golden.safetensors: {exc}"
     except EngineError as exc:
+        raise_ours(exc)
         return f"golden.safetensors: the program fails on its inputs: {exc}"
     return None
 

@@ -27,6 +27,7 @@ from weighbridge.workers.datasets import Changed, Datasets
 from weighbridge.workers.desk import Desk
 from weighbridge.workers.evaluate import CompareTask
 from weighbridge.workers.heartbeat import Heartbeat
+from weighbridge.workers.ours import TooLong
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.settings import WorkerSettings
 
@@ -88,20 +89,23 @@ class VariantStages:
         return partial(record, claim=claim, outcome=outcome)
 
     def _compress(self, subject: Subject, part: str, heartbeat: Heartbeat) -> Outcome:
-        return self._perform(replace(self._task(subject), part=part), heartbeat)
+        return self._perform(replace(self._task(subject), part=part), subject, heartbeat)
 
     def _assemble(self, subject: Subject, parts: list[Mapping[str, Any]], heartbeat: Heartbeat) -> Outcome:
-        return self._perform(AssembleTask(self._task(subject), parts), heartbeat)
+        return self._perform(AssembleTask(self._task(subject), parts), subject, heartbeat)
 
-    def _perform(self, task: object, heartbeat: Heartbeat) -> Outcome:
+    def _perform(self, task: object, subject: Subject, heartbeat: Heartbeat) -> Outcome:
         """At low priority, beside other ordinary jobs of the machine.
 
         Benchmarks are not run so: at a tenth of a busy processor one took half a minute to start, and hosts do not
         serve at that priority either.
         """
         with self._machine.working(heartbeat.check):
-            desk = self._desk(heartbeat.progress)
-            return self._performer.perform(task, desk, heartbeat.check, self._settings.niceness)
+            desk, seconds = self._desk(heartbeat.progress), policy_for(subject.model, self._policies).max_seconds
+            try:
+                return self._performer.perform(task, desk, heartbeat.check, self._settings.niceness, seconds)
+            except TooLong as wrong:  # it was asked for by the recipe, and would take as long again
+                return Outcome.rejected(f"{subject.variant.name}: {wrong}")
 
     def _task(self, subject: Subject) -> CompressTask:
         return CompressTask(
@@ -131,7 +135,7 @@ class VariantStages:
             device=self._settings.device,
             threads=self._settings.threads,
         )
-        return self._perform(task, heartbeat)
+        return self._perform(task, subject, heartbeat)
 
     def _benchmark(self, subject: Subject, heartbeat: Heartbeat) -> Outcome:
         assert subject.variant.artifact_digest is not None, "a benchmark follows a verdict of ready"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -12,13 +10,13 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from weighbridge.inbound.callers import CallerRefused, Callers
 from weighbridge.registry import tokens
-from weighbridge.registry.api import problems
+from weighbridge.registry.api import problems, sessions
+from weighbridge.registry.api.forwarding import Forwarding
 from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Forbidden, RegistryError, Unauthorized
-from weighbridge.registry.tokens import LOCAL, Principal
-
-_PORT: Final = re.compile(r":\d+$")
+from weighbridge.registry.tokens import Principal
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
 
@@ -34,17 +32,24 @@ FETCH: Final = READ | {"host"}
 class Authentication:
     """Raw ASGI: finds the principal before any route is even looked for; 401 without one, 404s and 405s included.
 
-    On an `open` registry (bound to loopback) whoever sends no token is `tokens.LOCAL`; a token that is sent counts.
+    It makes no difference where a call comes from: on loopback, too, there are other users and what browsers are told.
     """
 
-    def __init__(self, app: ASGIApp, db: Database, *, open: bool) -> None:
-        self._app, self._db, self._open = app, db, open
+    def __init__(self, app: ASGIApp, db: Database, callers: Callers, forwarding: Forwarding) -> None:
+        self._app, self._db, self._callers, self._forwarding = app, db, callers, forwarding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC:
             try:
-                _refuse_other_pages(scope)
+                self._callers.check(scope["headers"])
+                self._forwarding.check(scope)
+                if (once := sessions.offered(scope)) is not None:
+                    secure = scope["scheme"] == "https"
+                    answer = await run_in_threadpool(sessions.exchange, self._db, once, secure=secure)
+                    return await answer(scope, receive, send)
                 scope.setdefault("state", {})["principal"] = await self._principal(scope)
+            except CallerRefused as refused:
+                return await problems.of_caller(refused)(scope, receive, send)
             except RegistryError as error:
                 return await problems.of_registry(error)(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -53,46 +58,26 @@ class Authentication:
 
     async def _principal(self, scope: Scope) -> Principal:
         sent = _header(scope, b"authorization")
-        if sent is None:
-            if self._open:
-                return _local(scope)
-            raise Unauthorized("this registry wants a token: send `Authorization: Bearer …`")
-        kind, _, bearer = sent.partition(" ")
-        if kind.lower() != "bearer" or not bearer.strip():
-            raise Unauthorized("the Authorization header holds no bearer token")
-        return await run_in_threadpool(self._look_up, bearer.strip())
+        if sent is not None:
+            kind, _, bearer = sent.partition(" ")
+            if kind.lower() != "bearer" or not bearer.strip():
+                raise Unauthorized("the Authorization header holds no bearer token")
+            return await run_in_threadpool(self._look_up, bearer.strip())
+        if (session := sessions.cookie(scope)) is not None:
+            return await run_in_threadpool(sessions.principal, self._db, session)
+        raise Unauthorized(
+            "this registry wants a token: send `Authorization: Bearer …` (WEIGHBRIDGE_TOKEN), or open the address that "
+            "`weighbridge token link` prints; whoever runs it finds it by itself"
+        )
 
     def _look_up(self, bearer: str) -> Principal:
         with self._db.read() as tx:
             return tokens.authenticate(tx, bearer)
 
 
-def _refuse_other_pages(scope: Scope) -> None:
-    """Raise Forbidden for what a web page elsewhere makes a browser send: it would act as whoever browses."""
-    origin = _header(scope, b"origin")
-    if origin is not None and origin.partition("://")[2] != _header(scope, b"host"):
-        raise Forbidden(f"a page of {origin[:255]} cannot call this registry")
-
-
-def _local(scope: Scope) -> Principal:
-    """Whoever calls an open registry by a loopback name: a page can point a name of its own at 127.0.0.1."""
-    host = _header(scope, b"host") or ""
-    if not is_loopback(_PORT.sub("", host).strip("[]")):
-        raise Forbidden(f"this registry is open on loopback only, not as {host[:255]!r}: send a token to call it so")
-    return LOCAL
-
-
 def _header(scope: Scope, name: bytes) -> str | None:
     found = next((value for key, value in scope["headers"] if key == name), None)
     return None if found is None else str(found, "latin-1")
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether an address, or a name to listen on, can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 class Allowed:
@@ -138,5 +123,6 @@ def own_host(principal: Principal, host_id: str) -> None:
 
 
 def actor(principal: Principal, claimed: str = "") -> str:
-    """Who did it: the token's name; on an open registry whoever the caller says they are."""
-    return claimed if principal.token_id is None and claimed else principal.name
+    """Who did it: the token's name, whoever the caller says they are."""
+    del claimed
+    return principal.name

@@ -17,6 +17,7 @@ from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Invalid, Malformed, NotFound
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
+from weighbridge.registry.schemas import StoreAddress
 from weighbridge.registry.settings import RegistrySettings
 from weighbridge.storage.blobs import Blobs
 
@@ -34,6 +35,8 @@ class Context:
     pulse: Pulse
     held: Held
     calls: Calls
+    store: StoreAddress | None = None
+    """Where publishers publish."""
 
     @contextlib.contextmanager
     def change(self, *topics: str) -> Iterator[Session]:

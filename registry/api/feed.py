@@ -12,7 +12,7 @@ from sqlmodel import SQLModel, col
 from starlette.concurrency import run_in_threadpool
 
 from weighbridge import __version__, limits
-from weighbridge.registry import events, hosts, presence, rollouts, schemas
+from weighbridge.registry import checkpoints, events, hosts, presence, rollouts, schemas
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Reader
 from weighbridge.registry.api.context import Context, Ctx, Limit, ModelFilter, NumberCursor, Wait
@@ -112,6 +112,7 @@ def get_status(ctx: Ctx, _: Reader) -> schemas.Status:
             versions=_counts(tx, Version, col(Version.status)),
             jobs=_counts(tx, Job, col(Job.state)),
             waiting=[view for _, view in _checkpoints(tx, _SHOWN)],
+            open_checkpoints=checkpoints.count_open(tx),
             rollouts=views.rollout_list(tx, rollouts.listing(tx, going=True, limit=_SHOWN)),
             hosts=hosts.count(tx),
             silent=views.silent_hosts(tx, ctx.settings.silent_seconds),

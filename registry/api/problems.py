@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from weighbridge.inbound.callers import CallerRefused
 from weighbridge.registry.errors import (
     Conflict,
     Forbidden,
@@ -73,6 +74,11 @@ def of_registry(error: RegistryError) -> Response:
         return internal()
     data = {key: value for key, value in vars(error).items() if isinstance(value, str | int | float | list)}
     return problem(error.status, error.code, str(error), data=data)
+
+
+def of_caller(refused: CallerRefused) -> Response:
+    """What was sent to another name, or by a page that is not ours."""
+    return problem(refused.status, _CODES.get(refused.status, "caller-refused"), str(refused))
 
 
 def internal() -> Response:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from blake3 import blake3
-from fixtures.api import Api, AppTransport, Start, put_ready, sqlite_only, waits_noticed
+from fixtures.api import Api, Start, put_ready, sqlite_only, waits_noticed
 from fixtures.registry import record, work
 
 from weighbridge.registry import checkpoints
@@ -56,7 +56,7 @@ class Cut(httpx.SyncByteStream):
 
 
 def broken(api: Api, breaks: Callable[[httpx.Request, int], int | None]) -> tuple[Client, Broken]:
-    transport = Broken(AppTransport(api.app, api.portal), breaks)
+    transport = Broken(api.transport(), breaks)
     api.opened.append(Client("http://127.0.0.1", transport=transport))
     return api.opened[-1], transport
 

@@ -24,7 +24,7 @@ def there(api: Api, monkeypatch: pytest.MonkeyPatch) -> Api:
     client.enrol(Enrolment(name="gpu-7"))
     with api.db.transaction() as tx:
         checkpoints.waiting(tx, "letters", "letters/a.safetensors", reason="short", seen="s")
-    monkeypatch.setattr(session.Session, "client", lambda *_: nullcontext(client))
+    monkeypatch.setattr(session.Session, "client", lambda _: nullcontext(client))
     return api
 
 

@@ -12,9 +12,11 @@ from weighbridge.registry.db import Database, Session
 from weighbridge.registry.lifecycle import Stage
 from weighbridge.registry.models import Assignment, Host, Rollout
 from weighbridge.registry.schemas import Enrolment, Observed, Slot
-from weighbridge.registry.tokens import LOCAL
+from weighbridge.registry.tokens import Principal
 
 OLD, NEW = "a" * 64, "b" * 64
+
+LOCAL = Principal("admin", "local")
 
 
 class Fleet:

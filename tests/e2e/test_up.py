@@ -71,12 +71,18 @@ def one_of(process: subprocess.Popen[str], *words: str) -> psutil.Process:
     return found[0]
 
 
-def versions(where: dict[str, Any]) -> list[dict[str, Any]]:
+def listed(where: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The items of a page, as this user's token shows them."""
+    token = (Path(where["data"]) / "registry.token").read_text().strip()
     try:
-        answer = httpx.get(f"{where['registry']}/v1/versions", params={"model": "digits"})
+        answer = httpx.get(f"{where['registry']}{path}", headers={"authorization": f"Bearer {token}"})
     except httpx.TransportError:
         return []
     return list(answer.json().get("items", []))
+
+
+def versions(where: dict[str, Any]) -> list[dict[str, Any]]:
+    return listed(where, "/v1/versions?model=digits")
 
 
 def judged(where: dict[str, Any], count: int) -> bool:
@@ -86,13 +92,13 @@ def judged(where: dict[str, Any], count: int) -> bool:
 def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) -> None:
     """Children and broker killed -9 in turn, `up` itself killed -9, then started again: each checkpoint once."""
     with up(tmp_path, "--hosts", "1") as (process, where):
-        assert set(where) == {"registry", "hosts", "folder", "data"}
+        assert set(where) == {"registry", "hosts", "folder", "data", "browser"}
         drops = Path(where["folder"])
         assert drops == tmp_path / "drops"
         (drops / "digits").mkdir()
         (drops / "digits" / "1.safetensors").write_bytes(safetensors(step="1"))
         await_(lambda: judged(where, 1), "the first is judged")
-        await_(lambda: httpx.get(f"{where['registry']}/v1/hosts").json()["items"], "the host has enrolled")
+        await_(lambda: listed(where, "/v1/hosts"), "the host has enrolled")
         for words in (["valkey-server"], ["cli", "registry"], ["cli", "daemon"], ["cli", "worker"]):
             one_of(process, *words).kill()
         (drops / "digits" / "2.safetensors").write_bytes(safetensors(step="2"))
@@ -108,10 +114,11 @@ def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) ->
         await_(lambda: not any(runs(one.pid) for one in left), "nobody outlives it")
     (drops / "digits" / "3.safetensors").write_bytes(safetensors(step="3"))
     with up(tmp_path, "--hosts", "1") as (process, again):
+        assert again.pop("browser") != where.pop("browser"), "an address for a browser is good once"
         assert again == where, "everything is where it was"
         await_(lambda: judged(again, 3), "what was dropped meanwhile is judged")
         assert sorted(version["number"] for version in versions(again)) == [1, 2, 3]
-        hosts = httpx.get(f"{again['registry']}/v1/hosts").json()["items"]
+        hosts = listed(again, "/v1/hosts")
         assert len(hosts) == 1, "the host is the one of before"
         left = descendants(process)
         process.send_signal(signal.SIGINT)

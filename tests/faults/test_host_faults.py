@@ -19,8 +19,10 @@ import psutil
 import pytest
 from fixtures.api import Api, assign, sqlite_only
 from fixtures.hosting import put_version
+from fixtures.registry import local_token
 from fixtures.worker import runs
 
+from weighbridge.hosts.identity import HostFolder
 from weighbridge.registry import serve
 from weighbridge.registry.client import Client
 from weighbridge.registry.db import Database
@@ -42,7 +44,9 @@ from weighbridge.hosts.run import run
 from weighbridge.registry.settings import RegistrySettings
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 host = FAKE.model_copy(update={"port": int(sys.argv[4]), "data": Path(sys.argv[3]), "report_seconds": 0.3})
-settings = SimpleNamespace(registry=RegistrySettings(), registry_url=sys.argv[2], host_settings=host)
+settings = SimpleNamespace(
+    registry=RegistrySettings(token=sys.argv[5]), registry_url=sys.argv[2], host_settings=host
+)
 sys.exit(run(settings, program=FAKE_PROGRAM))
 """
 
@@ -87,11 +91,12 @@ class Registry:
             ready.set()
 
         self._pool = ThreadPoolExecutor(1)
+        self.token = local_token(db)
         settings = RegistrySettings(port=0)
         self._pool.submit(serve.serve, settings, db, notifier, blobs, ready=tell, stop=self._stop)
         assert ready.wait(20)
         self.url, self.db, self.notifier, self.blobs = urls[0], db, notifier, blobs
-        self.client = Client(self.url)
+        self.client = Client(self.url, self.token)
 
     def end(self) -> None:
         self.client.close()
@@ -111,12 +116,19 @@ class Process:
     """`weighbridge host` with the fake engine."""
 
     def __init__(self, registry: Registry, folder: Path, port: int = 0) -> None:
-        self.registry = registry
+        self.registry, self._folder = registry, folder
         self.log = folder.parent / f"{folder.name}.log"
         with self.log.open("a") as log:
-            arguments = [str(Path(__file__).parents[1]), registry.url, str(folder), str(port)]
+            arguments = [str(Path(__file__).parents[1]), registry.url, str(folder), str(port), registry.token]
             self.process = subprocess.Popen([sys.executable, "-c", CODE, *arguments], stderr=log)
         self.known = {host.id for host in registry.client.hosts()}
+
+    def token(self) -> str:
+        """Its own, once it is enrolled."""
+        identity = HostFolder(self._folder).identity()
+        assert identity is not None
+        assert identity.token is not None
+        return identity.token
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -246,7 +258,8 @@ def test_one_folder_one_process_and_the_newest_process_of_a_host(registry: Regis
     assert "another host agent runs here" in second.log.read_text()
     from weighbridge.registry.schemas import Enrolment
 
-    registry.client.enrol(Enrolment(id=host_id, name="copy"))
+    with Client(registry.url, host.token()) as copy:
+        copy.enrol(Enrolment(id=host_id, name="copy"))
     assert host.process.wait(20) == 1
     assert "must end" in host.log.read_text()
 

@@ -21,6 +21,7 @@ from weighbridge.hosts.identity import HostFolder, HostFolderInUse
 from weighbridge.hosts.membership import Fenced, Refused
 from weighbridge.hosts.router import Slots
 from weighbridge.registry import hosts
+from weighbridge.registry.schemas import Enrolment
 from weighbridge.storage import streaming
 
 pytestmark = sqlite_only
@@ -120,6 +121,23 @@ def test_tokens(closed_api: Api, start: Start) -> None:
     until(invited, lambda: invited.ready and admin.host(host.id).epoch == 3)  # it is ready before it was let in
     assert invited.id == host.id
     assert [token.revoked_at is None for token in admin.tokens() if token.role == "host"] == [True, False]
+
+
+def test_a_host_without_a_token_of_its_own_is_let_in_on_its_users_machine(api: Api, start: Start) -> None:
+    """It died while it was let in, which used up its one-time token; or it is from before hosts had tokens."""
+    used = api.token("enrol")
+    api.client(used).enrol(Enrolment(name="died"))
+    host = start(api, token=used)
+    until(host, lambda: host.id)
+    folder = HostFolder(host.settings.data)
+    before = folder.identity()
+    assert before is not None
+    assert before.token is not None
+    host.stop()
+    folder.keep_identity(before.model_copy(update={"token": None}))
+    again = start(api)
+    until(again, lambda: (folder.identity() or before).token is not None)
+    assert (folder.identity() or before).id == before.id
 
 
 def test_a_retired_host_ends(api: Api, start: Start) -> None:

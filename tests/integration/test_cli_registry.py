@@ -118,7 +118,7 @@ def test_a_person_follows_a_checkpoint_through_the_terminal(
 def test_tokens_and_hosts_come_and_go(house: House, terminal: Terminal) -> None:
     """A token is printed once; a host that is retired is named so."""
     token = terminal("token", "create", "viewer", "--name", "dashboard", "--days", "1").strip()
-    (row,) = terminal.json("token", "list")
+    row = terminal.json("token", "list")[0]
     assert (row["role"], row["name"]) == ("viewer", "dashboard")
     assert token not in terminal("token", "list")
     terminal("token", "revoke", str(row["id"]))

@@ -24,7 +24,7 @@ from weighbridge.storage.events import Kind
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import ObjectInfo, Store
+from weighbridge.storage.protocols import ObjectInfo, PassedOver, Store
 from weighbridge.storage.s3 import S3Store
 
 ONE, TWO = safetensors(), safetensors({"w": ("F32", [2], bytes(8))})
@@ -194,10 +194,17 @@ class Moody(MemoryStore):
 
     mood: Exception | None = None
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def check(self) -> None:
         if self.mood is not None:
             raise self.mood
-        return super().list(prefix)
+
+    def survey(self, prefix: str = "") -> Iterator[ObjectInfo | PassedOver]:
+        self.check()
+        return super().survey(prefix)
+
+    def find(self, key: str) -> ObjectInfo | PassedOver | None:
+        self.check()
+        return super().find(key)
 
 
 @pytest.mark.parametrize("error", [StorageUnavailable("no route"), AccessDenied("wrong key")])
@@ -235,7 +242,7 @@ def test_listings_find_what_no_event_told_of_and_look_only_at_differences(watche
     assert watched.list() >= 3
     watched.settle()
     assert len(watched.versions()) == 22, "a companion makes no version"
-    assert watched.list() == 2, "what waits is looked at at each listing: by the listing, and by its row"
+    assert watched.list() == 1, "what waits is looked at at each listing, once"
 
 
 def test_a_listing_below_a_prefix_leaves_the_rest_alone(watched: Watched) -> None:
@@ -245,9 +252,9 @@ def test_a_listing_below_a_prefix_leaves_the_rest_alone(watched: Watched) -> Non
     watched.tell("digits/", kind=Kind.RESCAN)
     assert watched.requested == ["digits/"]
     hinted: list[str] = []
-    watched.listing._hint = lambda group, place: hinted.append(group.path)
+    watched.listing._hint = lambda group, *_: hinted.append(group.path)
     watched.listing.run("digits/", Idle())
-    assert set(hinted) == {"digits/a.safetensors", "digits/c.safetensors"}
+    assert set(hinted) == {"digits/a.safetensors"}
 
 
 def test_a_folder_moved_in_whole_is_one_version(tmp_path: Path, sqlite: Database) -> None:
@@ -290,20 +297,21 @@ def test_one_that_cannot_be_looked_at_holds_up_no_other(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fault of ours is logged with its traceback, and looked at again later."""
-    real = watched.store.list
+    real = watched.store.find
     watched.store.put("digits/bad.safetensors", ONE)
 
-    def list_(prefix: str = "") -> Iterator[ObjectInfo]:
-        if "bad" in prefix:
+    def find(key: str) -> ObjectInfo | PassedOver | None:
+        if "bad" in key:
             raise ZeroDivisionError("oops")
-        return real(prefix)
+        return real(key)
 
-    monkeypatch.setattr(watched.store, "list", list_)
+    monkeypatch.setattr(watched.store, "find", find)
     watched.tell("digits/bad.safetensors").drop(
         ("digits/good.safetensors", raw({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)))
     )
     assert [version.path for version in watched.versions()] == ["digits/good.safetensors"]
     assert "digits/bad.safetensors cannot be looked at: oops" in caplog.text
+    assert "fault of Weighbridge (ZeroDivisionError)" in watched.states()["digits/bad.safetensors"][1]
     monkeypatch.undo()
     watched.settle(60)
     assert len(watched.versions()) == 2

@@ -40,7 +40,7 @@ class Server:
         self.db, self.blobs = Database(url), Blobs(MemoryStore())
         self.stop = threading.Event()
         self._ready = threading.Event()
-        self._settings = RegistrySettings(**{"port": 0, **settings})
+        self._settings = RegistrySettings(**{"port": 0, "token": SecretStr(SECRET), **settings})
         self._url = ""
         self._pool = ThreadPoolExecutor(1)
         self.ended: Future[None] = self._pool.submit(
@@ -55,6 +55,10 @@ class Server:
     def url(self) -> str:
         assert self._ready.wait(20), self.ended
         return self._url
+
+    def client(self) -> Client:
+        """Of an administrator."""
+        return Client(self.url, SECRET)
 
     def end(self) -> None:
         self.stop.set()
@@ -74,7 +78,7 @@ def serving(url: str, **settings: Any) -> Iterator[Server]:
 
 def test_it_serves_and_ends_at_once(database_url: str) -> None:
     """It tells its free port; a long poll under way is answered, not cut, when it ends."""
-    with serving(database_url) as server, Client(server.url) as client, ThreadPoolExecutor(1) as pool:
+    with serving(database_url) as server, server.client() as client, ThreadPoolExecutor(1) as pool:
         host = client.enrol(Enrolment(name="h"))
         waiting = pool.submit(client.desired, host.id, 0, 50)
         # A shorter one that began later is over: the longer one waits.
@@ -89,7 +93,7 @@ def test_it_serves_and_ends_at_once(database_url: str) -> None:
 def test_large_blobs_stream(sqlite_url: str, tmp_path: Path) -> None:
     """Over a real connection, from an offset, and stopped early without harm."""
     content = os.urandom(8 << 20)
-    with serving(sqlite_url) as server, Client(server.url) as client:
+    with serving(sqlite_url) as server, server.client() as client:
         digest = server.blobs.put_bytes(content).digest
         assert client.blob(digest) == content
         assert b"".join(client.stream_blob(digest, 5 << 20)) == content[5 << 20 :]
@@ -101,18 +105,19 @@ def test_large_blobs_stream(sqlite_url: str, tmp_path: Path) -> None:
         assert client.add_template("t", path, fingerprint="f", parameters={}, inputs=[], outputs=[]).digest == digest
 
 
-def test_off_loopback_it_wants_an_admin_token(sqlite_url: str) -> None:
-    """Without one it does not start, and says what to do; a chosen secret becomes the first; a short one does not."""
-    with pytest.raises(Forbidden, match="without any admin token"), serving(sqlite_url, host="0.0.0.0") as server:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_it_wants_an_admin_token(sqlite_url: str, host: str) -> None:
+    """Where nobody could call it does not start, and says what to do; a chosen secret lets in; a short one does not."""
+    with pytest.raises(Forbidden, match="nobody could call"), serving(sqlite_url, host=host, token=None) as server:
         server.ended.result(20)
-    with pytest.raises(Invalid, match="at least 32"), serving(sqlite_url, host="0.0.0.0", token="short") as server:
+    with pytest.raises(Invalid, match="at least 32"), serving(sqlite_url, host=host, token="short") as server:
         server.ended.result(20)
-    with serving(sqlite_url, host="0.0.0.0", token=SecretStr(SECRET)) as server:
+    with serving(sqlite_url, host=host) as server:
         url = server.url.replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(f"{url}/v1/status").status_code == 401
         with Client(url, SECRET) as client:
             assert [token.role for token in client.tokens()] == ["admin"]
-    with serving(sqlite_url, host="0.0.0.0") as server:  # Now there is one.
+    with serving(sqlite_url, host=host, token=None) as server:  # Now there is one.
         assert server.url
 
 
@@ -144,7 +149,7 @@ def test_it_waits_for_its_database(tmp_path: Path, caplog: pytest.LogCaptureFixt
         with serving(f"sqlite:///{folder / 'registry.db'}") as server:
             assert said.wait(10)
             folder.mkdir()
-            with Client(server.url) as client:
+            with server.client() as client:
                 assert client.status().models == 0
         said.clear()
         with serving(f"sqlite:///{tmp_path / 'never' / 'registry.db'}"):
@@ -156,12 +161,12 @@ def test_it_waits_for_its_database(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_it_outlives_its_databases_absence(postgres: PostgresServer, postgres_url: str) -> None:
     """While the database is away: 503 with advice, and not ready; when it is back everything goes on by itself."""
     name = postgres_url.rpartition("/")[2].partition("?")[0]
-    with serving(postgres_url) as server, Client(server.url) as client, ThreadPoolExecutor(1) as pool:
+    with serving(postgres_url) as server, server.client() as client, ThreadPoolExecutor(1) as pool:
         host = client.enrol(Enrolment(name="h"))
         waiting = pool.submit(client.desired, host.id, 0, 50)
         postgres.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
         postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-        answer = httpx.get(f"{server.url}/v1/status")
+        answer = httpx.get(f"{server.url}/v1/status", headers={"authorization": f"Bearer {SECRET}"})
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert "check that the server runs" in answer.json()["detail"]
         assert httpx.get(f"{server.url}/readyz").status_code == 503
@@ -179,12 +184,14 @@ def test_as_a_process_it_ends_with_success(tmp_path: Path) -> None:
     """SIGTERM ends `run` with status 0, and it has said where it answers."""
     code = f"""
 import logging, sys
+from pathlib import Path
 from types import SimpleNamespace
 from pydantic import SecretStr
 from weighbridge.registry.serve import run
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage.settings import StorageSettings
 needs = SimpleNamespace(
+    data=Path({str(tmp_path / "data")!r}),
     registry=RegistrySettings(port=0), storage=StorageSettings(url={str(tmp_path / "drops")!r}),
     broker=BrokerSettings(url=SecretStr("memory://")), policies=(),
     database_url=SecretStr("sqlite:///" + {str(tmp_path / "r.db")!r}),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fixtures.odd_files import as_nobody, deep_folders
 from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, WatchDescriptor
 
 from weighbridge.storage.errors import BucketNotFound, StorageUnavailable
@@ -187,3 +188,70 @@ def test_a_folder_that_cannot_be_watched_says_why(root: Path, heard: Heard, monk
         FolderWatch(root, heard).start()
     assert threading.active_count() == before
     assert os.path.isdir(root)
+
+
+def inotify_instances() -> int:
+    """How many this process has open."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return sum(os.path.lexists(link) and "inotify" in os.readlink(link) for link in links)
+
+
+def test_folders_a_thousand_deep_do_not_end_the_watch(watch: FolderWatch, heard: Heard, tmp_path: Path) -> None:
+    """Made there, moved in, moved away: the watch goes on, and is the same one."""
+    with deep_folders(watch.root / "deep"):
+        heard.wait(Kind.RESCAN, "deep/")
+        (watch.root / "a.json").write_bytes(b"{}")
+        heard.wait(Kind.CREATED, "a.json")
+        (watch.root / "deep").rename(tmp_path / "aside")
+        heard.events.clear()
+        (tmp_path / "aside").rename(watch.root / "deep")
+        heard.wait(Kind.RESCAN, "deep/")
+        (watch.root / "deep/d/d/late.json").write_bytes(b"{}")
+        heard.wait(Kind.CREATED, "deep/d/d/late.json")
+        assert watch.ensure() is False, "it lives"
+
+
+def test_a_watch_starts_beside_folders_a_thousand_deep(root: Path, heard: Heard) -> None:
+    """And as often as it is started and stopped, it leaves no inotify instance: a user has 128 of them."""
+    before = inotify_instances()
+    with deep_folders(root / "deep"):
+        for _ in range(5):
+            with FolderWatch(root, heard):
+                assert inotify_instances() == before + 1
+    assert inotify_instances() == before
+
+
+def test_a_watch_that_died_leaves_no_instance(root: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends its reader, or its start, the next one begins with what there was."""
+    before = inotify_instances()
+    with FolderWatch(root, heard) as watch:
+        with monkeypatch.context() as broken:
+            broken.setattr("weighbridge.storage.watch._Folders.on_event", lambda *_: 1 / 0)
+            broken.setattr(threading, "excepthook", lambda _: None)
+            (root / "a.json").write_bytes(b"{}")
+            assert watch._observer is not None
+            watch._observer._inotify_fd.join(10)
+        assert not watch.alive
+        assert watch.ensure() is True
+        assert inotify_instances() == before + 1
+    monkeypatch.setattr("weighbridge.storage.watch._Folders._add_all_callbacks", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        FolderWatch(root, heard).start()
+    assert inotify_instances() == before
+
+
+def test_an_unreadable_folder_does_not_end_the_watch(open_folder: Path) -> None:
+    """What is in it cannot be watched; all else is."""
+    for name in ("a", "lost+found", "z"):
+        (open_folder / name).mkdir()
+    (open_folder / "lost+found").chmod(0)
+    (open_folder / "z").chmod(0o777)
+
+    def hear() -> bool:
+        heard = Heard()
+        with FolderWatch(open_folder, heard) as watch:
+            (open_folder / "z/a.json").write_bytes(b"{}")
+            heard.wait(Kind.CREATED, "z/a.json")
+            return watch.alive
+
+    assert as_nobody(hear)

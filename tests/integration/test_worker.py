@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from fixtures import forged
 from fixtures.broker import Valkey
 from fixtures.registry import record
 from fixtures.worker import RunningWorker, StartWorker, until
@@ -105,6 +107,43 @@ def test_messages_that_the_database_does_not_want(
     until("the second is ready", lambda: status(database, other) == VersionStatus.READY)
     assert len(running.lines()) == 8, "four jobs, each started and ended once"
     app.close()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_forged_messages_neither_stop_a_worker_nor_make_it_do_anything(
+    database: Database,
+    broker: BrokerSettings,
+    sender: queue.Sender,
+    running: RunningWorker,
+    shared_valkey: Valkey,
+    tmp_path: Path,
+) -> None:
+    """A hundred of them straight into its queue: the same processes go on, a job runs once, callbacks go nowhere, and
+    the log has one short line for each rule that was broken."""
+    number, first = new_version(database, "a")
+    queue.send(database, sender, first)
+    until("ready", lambda: status(database, number) == VersionStatus.READY)
+    before = set(running.pids())
+    other, later = new_version(database, "b")
+    with shared_valkey.client() as valkey:
+        names = [queue_name(broker, name) for name in ("cpu", "control")]
+        for name in names:
+            for text in (*forged.wrong(), *forged.odd(later[0].id or 0), *forged.wrong()):
+                valkey.lpush(name, text.encode("utf-8", "surrogateescape"))
+        until("all are taken", lambda: not any(map(valkey.llen, names)), 20)
+        until("the second is ready", lambda: status(database, other) == VersionStatus.READY)
+        third, last = new_version(database, "c")
+        queue.send(database, sender, last)
+        until("the third is ready", lambda: status(database, third) == VersionStatus.READY)
+        assert valkey.exists("evil", "celery") == 0
+    assert before <= set(running.pids()), "no process was started again"
+    assert len(running.lines()) == 12, "six jobs, each started and ended once"
+    log = (tmp_path / "worker0.log").read_text()
+    said = [line for line in log.splitlines() if "forged" in line]
+    assert 0 < len(said) <= 2 * 12, "each process says each rule once"
+    assert max(map(len, log.splitlines())) < 300
+    assert "Traceback" not in log
+    assert "evil" not in log
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fixtures.house import House
 
-from weighbridge.workers.benchmarking.machine import Machine
+from weighbridge.settings import Settings
+from weighbridge.workers.benchmarking.machine import Machine, own_folder
 
 
 class Stopped(Exception):
@@ -113,11 +118,53 @@ def test_a_killed_benchmark_holds_nothing(tmp_path: Path, machine: Machine) -> N
         pass
 
 
-def test_every_user_of_the_machine_can_lock(tmp_path: Path, machine: Machine) -> None:
-    """The folder is everybody's; a file of somebody else need not be writable to be locked."""
+def test_the_locks_are_nobody_elses(tmp_path: Path, machine: Machine) -> None:
+    """Only its user enters the folder; a file in it need not be writable to be locked."""
     with machine.working():
-        assert stat.S_IMODE((tmp_path / "machine").stat().st_mode) == 0o1777
+        assert stat.S_IMODE((tmp_path / "machine").stat().st_mode) == 0o700
     for file in (tmp_path / "machine").iterdir():
-        file.chmod(0o444)
+        file.chmod(0o400)
     with machine.alone(stop):
         pass
+
+
+def _file(place: Path) -> None:
+    place.write_text("in the way")
+
+
+def _link(place: Path) -> None:
+    place.symlink_to(place.parent)
+
+
+def _open_to_all(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o1777)
+
+
+@pytest.mark.parametrize("squat", [_file, _link, _open_to_all])
+def test_a_folder_that_others_hold_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squat: Callable[[Path], None]
+) -> None:
+    """A good checkpoint was quarantined by a file in the place of the locks: now its job waits, and says for what."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    squat(tmp_path / "run" / "weighbridge-machine")
+    with ExitStack() as parts:
+        house = House(tmp_path / "house", parts)
+        house.publish("monday", {"w": np.ones(4, np.float32)})
+        house.settle()
+        version = house.version()
+        assert version.status == "discovered"
+        (job,) = version.jobs
+        assert (job.state, job.attempt) == ("queued", 1)
+        assert job.reason.startswith("waits: worker.machine: ")
+
+
+def test_each_user_has_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In XDG_RUNTIME_DIR, else under their number; `up` puts it into the data folder then."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert own_folder() == Path("/run/user/7/weighbridge-machine")
+    assert Settings(data=tmp_path).worker_settings.machine is None
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert own_folder().name == f"weighbridge-machine-{os.getuid()}"
+    assert Settings(data=tmp_path).worker_settings.machine == tmp_path / "machine"

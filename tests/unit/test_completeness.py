@@ -135,7 +135,6 @@ def test_shards_need_their_index_and_the_index_its_shards() -> None:
         (lambda index: index["weight_map"].pop("layer1.bias"), "'layer1.bias' is in None, the headers say"),
         (lambda index: index["weight_map"].update(more="model-00001-of-00003.safetensors"), "'more' is in"),
         (lambda index: index["weight_map"].update({"layer1.bias": "model-00002-of-00003.safetensors"}), "layer1.bias"),
-        (lambda index: index["metadata"].update(total_size=1), "says 1 bytes in all, its files hold"),
     ],
 )  # fmt: skip
 def test_an_index_that_does_not_fit_its_shards_waits(
@@ -147,6 +146,18 @@ def test_an_index_that_does_not_fit_its_shards_waits(
     change(index)
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     assert reason in waits(look(folder_of(files), RUN))
+
+
+@pytest.mark.parametrize("total", [1, 0, -5, 10**30, True, "many", None, [1]])
+def test_total_size_informs_and_gates_nothing(total: object) -> None:
+    """Loaders ignore it, and tools write counts of tensors or sizes of files there; a number that differs is told."""
+    files = sharded()
+    index = json.loads(files["model.safetensors.index.json"])
+    index["metadata"]["total_size"] = total
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    verdict = look(folder_of(files), RUN)
+    assert isinstance(verdict, Complete)
+    assert ("total_size says" in verdict.reason) == isinstance(total, int)
 
 
 @pytest.mark.parametrize(

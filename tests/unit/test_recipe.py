@@ -57,7 +57,7 @@ def test_a_recipe_is_read() -> None:
         ("rollout:\n  waves: [120%]", "line 2: rollout.waves.0: Value error, a wave is a count of hosts"),
         ("program:\n  template: a\n  factory: b", "line 1: program: Value error, give either template or factory"),
         ("rollout:\n  bake: -1", "line 2: rollout.bake: Input should be greater than or equal to 0"),
-        ("lane: [fast", "recipe.yaml line 1: expected ',' or ']'"),
+        ("lane: [fast", "recipe.yaml line 1: did not find expected ',' or ']'"),
         ("- lane", "recipe.yaml line 1: a recipe is a mapping of fields, not a list"),
         ("lane: !!python/object/apply:os.system [id]", "recipe.yaml line 1: could not determine a constructor"),
         ("lane: &a [*a]", "recipe.yaml line 1: aliases (*name) are not read"),

@@ -46,6 +46,19 @@ def test_two_servers_of_one_start_never_share_a_port(tmp_path: Path) -> None:
     assert len({ports.choose(name, 0) for name in "abcde"} | {ports.choose("f", ports.choose("a", 0))}) == 6
 
 
+def test_two_that_start_at_once_never_choose_one_port(tmp_path: Path) -> None:
+    """Neither listens yet: what the first chose is the second's no more, until the first is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        wished = free.getsockname()[1]
+    first, second = (Ports(tmp_path / name, patience=0, shared=tmp_path / "state") for name in ("a", "b"))
+    assert first.choose("registry", wished) == wished
+    assert second.choose("registry", wished) != wished
+    code = f"from weighbridge.daemon.ports import Ports; from pathlib import Path; p = Path({str(tmp_path)!r}); "
+    code += f"print(Ports(p / 'c', patience=0, shared=p / 'state').choose('registry', {wished + 1}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(other.stdout) not in (wished, 0)
+
+
 def test_a_damaged_memory_is_no_obstacle(tmp_path: Path) -> None:
     """It is only a convenience."""
     for text in ("", "[]", '{"registry": "x", "host-0": 70000}', "{"):

@@ -49,7 +49,15 @@ def root(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override one setting: registry.port=0.")
     ] = None,
     registry: Annotated[
-        str | None, typer.Option("--registry", metavar="URL", help="The registry to talk to (registry.url).")
+        str | None,
+        typer.Option(
+            "--registry",
+            metavar="URL",
+            help="The registry to talk to; else that of the data folder here or above, else registry.url.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FOLDER", help="The data folder, and its registry (data).")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (log.level).")] = None,
     log_format: Annotated[str | None, typer.Option(help="human or json (log.format).")] = None,
@@ -60,7 +68,7 @@ def root(
 ) -> None:
     del version
     flags = dict(map(session.split_setting, settings or ()))
-    named = {"registry.url": registry, "log.level": log_level, "log.format": log_format}
+    named = {"registry.url": registry, "data": data, "log.level": log_level, "log.format": log_format}
     flags |= {name: value for name, value in named.items() if value is not None}
     context.obj = Session(config=config, flags=flags, debug=debug)
 

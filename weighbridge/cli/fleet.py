@@ -27,26 +27,46 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel=PANEL)(command)
 
 
-def status(context: typer.Context, json: session.Json = False) -> None:
-    """Say what goes on, and what waits and why.
+def status(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Of what waits, only this model's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of those that wait to show.")] = 20,
+    after: Annotated[str | None, typer.Option(help="Show the page of what waits behind this, as a page says.")] = None,
+    json: session.Json = False,
+) -> None:
+    """Say what goes on, and what waits and why, the newest first, in pages.
 
-    Example: weighbridge status
+    Example: weighbridge status --model digits --limit 100
     """
     with session.of(context).client() as client:
         seen = client.status()
+        page = client.checkpoint_page(model, after=after, limit=limit)
     if json:
-        output.emit(seen)
+        output.emit(page if model or after else seen)
         return
+    if after is None:
+        _overview(seen)
+    rows = ((f"{c.model}: {c.path}", c.state, c.updated_at, c.reason) for c in page.items)
+    output.table(
+        ("checkpoint", "state", "seen", "reason"),
+        rows,
+        title="Waiting or refused",
+        empty="nothing waits or was refused",
+    )
+    if page.next is not None:
+        of = f" of {seen.open_checkpoints:,}" if model is None else ""
+        again = "".join(f" --{name} {value}" for name, value in (("model", model), ("after", page.next)) if value)
+        output.note(f"{len(page.items)}{of} are shown; the next: weighbridge status{again}")
+    if seen.rollouts and after is None:
+        rollouts.table(seen.rollouts)
+
+
+def _overview(seen: Status) -> None:
     counts = output.pairs(seen.versions) or "none"
     there = f"{output.counted(seen.models, 'model')}, {output.counted(seen.hosts, 'host')}"
     output.line(f"{there}; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}")
     for trouble in troubles(seen):
         output.line(trouble)
-    if seen.waiting:
-        rows = ((f"{c.model}: {c.path}", c.state, c.updated_at, c.reason) for c in seen.waiting)
-        output.table(("checkpoint", "state", "seen", "reason"), rows, title="Waiting or refused")
-    if seen.rollouts:
-        rollouts.table(seen.rollouts)
 
 
 def troubles(seen: Status) -> Iterator[str]:

@@ -44,8 +44,11 @@ def up(
 
     began = datetime.now(UTC)
 
-    def follow(url: str) -> None:
-        with run.client(url) as client:
+    def follow(data: Path) -> None:
+        from weighbridge.registry import local
+        from weighbridge.registry.client import Client
+
+        with Client(data=data, token=local.read_token(data)) as client:
             telling.follow(client, began, json=json)
 
     follows = None if quiet else follow
@@ -104,7 +107,10 @@ def registry(
     from weighbridge.daemon.systemd import notify
 
     with needs("registry"):
+        from weighbridge.daemon.sockets import socket_path
         from weighbridge.registry.serve import run as serve
+    if run.settings.registry.socket is None:
+        run.override(registry__socket=socket_path(run.settings.data.absolute(), name="registry.sock"))
 
     def ready(url: str) -> None:
         logging.getLogger(__name__).info("the registry answers at %s", url)

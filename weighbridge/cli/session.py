@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from weighbridge.cli.target import Target
     from weighbridge.registry.client import Client
     from weighbridge.settings import Loaded, Settings
 
@@ -24,6 +25,8 @@ class Session:
     config: Path | None = None
     flags: dict[str, Any] = field(default_factory=dict)
     debug: bool = False
+    quiet: bool = False
+    """Whether nobody is to be told, or was told already, which registry this is."""
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -38,6 +41,7 @@ class Session:
     def override(self, **flags: Any) -> None:
         """Add a command's own flags (`registry__port=…`); None is no flag."""
         self.flags |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+        self.__dict__.pop("loaded", None)
 
     def logging(self) -> None:
         """Begin to log to stderr as the settings say."""
@@ -47,18 +51,43 @@ class Session:
         level = "debug" if self.debug else log.level
         logs.setup(level, log.format, secrets=logs.secrets_of(self.settings))
 
-    def client(self, url: str = "") -> Client:
-        """A client of the registry at `url`; else of the one that the settings name."""
-        from weighbridge.registry.client import Client
+    @cached_property
+    def target(self) -> Target:
+        """The registry that this command means. Raises NotFound, NotPrivate."""
+        from weighbridge.cli.target import choose
 
-        token = self.settings.registry.token
-        return Client(url or self.settings.registry_url, token=token.get_secret_value() if token else None)
+        return choose(self.loaded, Path.cwd())
+
+    def client(self) -> Client:
+        """A client of the registry that this command means; where that is not obvious it is said, beside the answer."""
+        from weighbridge.cli import output
+        from weighbridge.registry.client import DEFAULT_URL, Client
+
+        target, token = self.target, self.settings.registry.token
+        if target.note and target.url != DEFAULT_URL and not self.quiet:
+            output.note(target.note)
+            self.quiet = True
+        return Client(target.url, token=token.get_secret_value() if token else None, data=target.data)
+
+    def beside_up(self) -> Session:
+        """The same with the settings of the `weighbridge up` whose data folder is at hand; itself where none is."""
+        from weighbridge.registry.errors import NotFound
+
+        try:
+            data = self.target.data
+        except NotFound:
+            return self
+        file = data / "weighbridge.toml" if data else None
+        if self.config is not None or file is None or not file.is_file():
+            return self
+        return Session(config=file, flags=self.flags, debug=self.debug, quiet=True)
 
 
 def of(context: typer.Context) -> Session:
     """The session of this run."""
     session = context.find_object(Session)
     assert session is not None, "the root callback makes it"
+    session.quiet = session.quiet or bool(context.params.get("json"))
     return session
 
 

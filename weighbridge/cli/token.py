@@ -38,6 +38,20 @@ def create(
         output.line(token)
 
 
+@group.command()
+def link(context: typer.Context, json: session.Json = False) -> None:
+    """Print an address that signs a browser in, once, within an hour; the session reads, for some hours.
+
+    Example: weighbridge token link
+    """
+    with session.of(context).client() as client:
+        address = client.browser_address()
+    if json:
+        output.emit({"browser": address})
+    else:
+        output.line(address)
+
+
 @group.command("list")
 def listed(context: typer.Context, json: session.Json = False) -> None:
     """List the tokens, never their values. Example: weighbridge token list"""

@@ -34,14 +34,15 @@ def push(
     model: Annotated[str, typer.Option("--model", "-M", help="The model's name.")],
     name: Annotated[str | None, typer.Option(help="The checkpoint's name; else the file's, with the time.")] = None,
     store: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where to (storage.url): s3://… or a folder.")
+        str | None,
+        typer.Option(metavar="URL", help="Where to (storage.url): s3://… or a folder; else where the registry says."),
     ] = None,
     golden: Annotated[Path | None, typer.Option(help="The author's golden: input.* and output.* tensors.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdict; exit 1 unless it is ready.")] = False,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest wait for the verdict.")] = None,
     json: session.Json = False,
 ) -> None:
-    """Put a checkpoint into the watched bucket, complete at one moment.
+    """Put a checkpoint into the watched bucket, complete at one moment. Credentials of a bucket are your own settings'.
 
     Example: weighbridge push model.safetensors --model digits --wait
     """
@@ -50,6 +51,7 @@ def push(
     from weighbridge.storage.publish import publish
 
     name = name or f"{path.resolve().stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    _find_store(run)
     target = run.settings.storage.open_models()
     with _bar(path.name, quiet=json) as told:
         result = publish(path, model, name, store=target, golden=golden, progress=lambda _, done, all: told(done, all))
@@ -78,6 +80,25 @@ def download(
         output.emit({"model": model, "version": version, "variant": variant, "folder": target})
     else:
         output.line(f"{model} {version} is in {target}")
+
+
+def _find_store(run: session.Session) -> None:
+    """Where the settings name no store, take the one that the registry watches into them; keys stay the user's own."""
+    if ("storage", "url") in run.loaded.origins:
+        return
+    from weighbridge.registry.errors import Unavailable
+
+    try:
+        with run.client() as client:
+            there = client.store()
+    except Unavailable:
+        if Path(run.settings.storage.url).is_dir():
+            return  # nobody to ask, and the folder that is meant where nothing is said
+        raise
+    told: dict[tuple[str, ...], object] = {("storage", name): getattr(there, name) for name in ("url", "prefix")}
+    told |= {("storage", "s3", name): getattr(there, name) for name in ("endpoint_url", "region", "path_style")}
+    unsaid = {"__".join(path): value for path, value in told.items() if path not in run.loaded.origins}
+    run.override(**unsaid)
 
 
 def _await(run: session.Session, result: PublishResult, timeout: float | None) -> VersionDetail:

@@ -86,7 +86,7 @@ def run(
         bucket = stack.enter_context(stage.s3_bucket(place / "s3") if s3 else stage.folder_bucket(place / "drops"))
         console.print(f"starting `weighbridge up` on {bucket.url}; training on scikit-learn's digits", markup=False)
         where = stack.enter_context(stage.up(bucket, place / "data", seconds=10 * PATIENCE))
-        client = stack.enter_context(Client(where["registry"]))
+        client = stack.enter_context(Client(where["registry"], data=where["data"]))
         console.print(f"registry {where['registry']}, data {where['data']}", markup=False)
         try:
             first = _first_act(Show(client, bucket, scratch, console), sharded, live=live)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from weighbridge.workers.ours import OwnFailure
 
 _POLL = 0.02
 """Seconds between two looks. Blocking in the kernel would keep a process from telling that it still waits."""
@@ -25,6 +28,10 @@ def _silently() -> None:
     pass
 
 
+class UnsafeLocks(OwnFailure):
+    """The folder of the locks is not ours alone; the message names it and what to do."""
+
+
 class Machine:
     """The lease of the machine that `folder` stands for; every process that names the same folder shares it.
 
@@ -32,7 +39,8 @@ class Machine:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or Path(tempfile.gettempdir()) / "weighbridge-machine"
+        """`folder` None: one of this user's own. What others may write to is refused: they could hold up every job."""
+        self._folder = folder or own_folder()
 
     @contextmanager
     def working(self, waiting: Waiting = _silently) -> Iterator[None]:
@@ -80,16 +88,16 @@ class Machine:
             os.close(descriptor)  # which releases the lock
 
     def _open(self, name: str) -> int:
-        """A descriptor for reading is enough to lock by: other users' processes share the files as they are."""
-        if not self._folder.is_dir():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._folder.chmod(0o1777)
+        """A descriptor for reading is enough to lock by. Raises UnsafeLocks, OSError: both are ours, and no verdict."""
+        with suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700, parents=True)
+        _check(self._folder)
         path = self._folder / f"{name}.lock"
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(path, flags)
-        except FileNotFoundError:  # O_CREAT on another user's file is refused in a sticky folder: only where none is
-            return os.open(path, flags | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            return os.open(path, flags | os.O_CREAT, 0o600)
 
 
 class Alone:
@@ -112,6 +120,29 @@ class Alone:
 
     def leave(self) -> None:
         self._inside.close()
+
+
+def own_folder() -> Path:
+    """This user's: in XDG_RUNTIME_DIR, which nobody else can enter, else in the folder for temporary files.
+
+    Two users of one machine have two, and their benchmarks do not keep out of each other's way: the measurements say so
+    by being contended. An operator who wants them to share names one folder, of root's, in `worker.machine`.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        return Path(runtime) / "weighbridge-machine"
+    return Path(tempfile.gettempdir()) / f"weighbridge-machine-{os.getuid()}"
+
+
+def _check(folder: Path) -> None:
+    seen = folder.lstat()
+    if not stat.S_ISDIR(seen.st_mode):
+        raise UnsafeLocks(f"worker.machine: {folder} is no folder: remove it, or name another one")
+    if seen.st_uid not in (os.getuid(), 0) or seen.st_mode & stat.S_IWOTH:
+        raise UnsafeLocks(
+            f"worker.machine: {folder} belongs to somebody else, or everybody may write to it, and who does could hold "
+            "up every job: remove it, or name another one"
+        )
 
 
 def _try(descriptor: int, how: int) -> bool:

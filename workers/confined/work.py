@@ -65,15 +65,29 @@ def perform(task: object, desk: Desk) -> Outcome:
 class Performer(Protocol):
     """Where a stage runs: in a confined child (workers.confined.confine), or right here."""
 
-    def perform(self, task: object, desk: Desk, beat: Callable[[], None], niceness: int = 0) -> Outcome:
-        """Run it; `beat` is called now and then, and what it raises ends the stage."""
+    def perform(
+        self,
+        task: object,
+        desk: Desk,
+        beat: Callable[[], None],
+        niceness: int = 0,
+        seconds: float | None = None,
+    ) -> Outcome:
+        """Run it; `beat` is called now and then, and what it raises ends the stage. `seconds`: its time, or TooLong."""
         ...
 
 
 class Here:
-    """In this process: for stories, tests and commands, whose checkpoints nobody else has written."""
+    """In this process, without a limit: for stories, tests and commands, whose checkpoints nobody else has written."""
 
-    def perform(self, task: object, desk: Desk, beat: Callable[[], None], niceness: int = 0) -> Outcome:
+    def perform(
+        self,
+        task: object,
+        desk: Desk,
+        beat: Callable[[], None],
+        niceness: int = 0,
+        seconds: float | None = None,
+    ) -> Outcome:
         if not niceness:
             return perform(task, desk)
         # In a thread of its own: on Linux niceness is a thread's, and there is no way back up.

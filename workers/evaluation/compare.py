@@ -25,6 +25,7 @@ from weighbridge.workers.evaluation import bootstrap, outputs, reading, runs, ta
 from weighbridge.workers.evaluation.datasets import BadDataset, Batch, Source, open_dataset
 from weighbridge.workers.evaluation.drift import UNITS, Drift
 from weighbridge.workers.evaluation.judging import Measured, judge
+from weighbridge.workers.ours import raise_ours
 from weighbridge.workers.outcome import Outcome
 
 SYNTHETIC_ROWS, SYNTHETIC_BATCH = 256, 64
@@ -68,6 +69,7 @@ def compare(task: CompareTask, *, cache: BlobPath, progress: Callable[[float], N
     except EngineError as wrong:
         if runs.out_of_memory(wrong):
             raise MemoryError(str(wrong)) from wrong
+        raise_ours(wrong)
         return Outcome.rejected(f"it cannot be compared with its original: {wrong}", _facts(task, None))
     rows: dict[str, Any] = {
         "gates": judge(task.task, task.quality, measured, labelled=task.dataset is not None),

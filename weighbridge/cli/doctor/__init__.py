@@ -46,10 +46,15 @@ def doctor(
     The stores are asked for every call that this installation makes, on a scratch object. Where processes have keys of
     their own, name whose these are: a daemon's need not write.
 
+    Beside a `weighbridge up` (in its folder, or with --data) it checks what that one uses.
+
     Examples: weighbridge doctor --only storage --only broker; weighbridge doctor --only storage --role daemon
     """
     logging.getLogger("weighbridge").addHandler(logging.NullHandler())  # what the parts warn of becomes findings
-    run = session.of(context)
+    asked = session.of(context)
+    run = asked.beside_up()
+    if run is not asked and not json:
+        output.note(f"checking what `weighbridge up` uses: {run.config}")
     checks = _checks(_roles(role or ()))
     if unknown := sorted(set(only or ()) - set(checks)):
         raise typer.BadParameter(f"no part {', '.join(unknown)}: choose from {', '.join(checks)}", param_hint="--only")

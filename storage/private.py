@@ -1,0 +1,100 @@
+"""Files and folders of this user alone: made with their mode from the start, and refused where others could reach them.
+
+What does not belong here: what is in them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from pathlib import Path
+
+from weighbridge.storage.atomic import new_file
+from weighbridge.storage.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+_OTHERS = 0o077
+_OTHERS_WRITE = 0o022
+
+
+class NotPrivate(StorageError, PermissionError):
+    """A file or folder that holds secrets is a link, somebody else's, or open to others; the message says which."""
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder of mode 0700 with its parents; close one that is there and ours. Raises NotPrivate, OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid():
+            raise NotPrivate(f"{folder} belongs to {_owner(found)}: choose a folder of your own")
+        if found.st_mode & _OTHERS:
+            os.fchmod(descriptor, 0o700)
+            log.info("%s is closed to other users now (mode 0700): secrets lie in it", folder)
+    finally:
+        os.close(descriptor)
+    return folder
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file, folder or socket is no link, belongs to this user, and nobody else may write to it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return not stat.S_ISLNK(found.st_mode) and _is_safe(found)
+
+
+def is_folder_ours(folder: Path) -> bool:
+    """As `is_ours`, for the folder that a path leads to."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and _is_safe(found)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put a file of mode 0600 in place, whole. What is there is replaced, a link too, and never followed."""
+    with new_file(path, mode=0o600) as file:
+        file.write(data)
+
+
+def read(path: Path) -> bytes | None:
+    """The bytes of a file that only this user can read or change; None where there is none. Raises NotPrivate."""
+    try:
+        # Not waiting for a writer, should somebody have put a pipe there.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotPrivate(f"{path} is a link: a file of secrets never is; remove it") from error
+        raise
+    with open(descriptor, "rb") as file:
+        _prove_private(path, os.fstat(descriptor))
+        return file.read()
+
+
+def _prove_private(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise NotPrivate(f"{path} is no file: remove it")
+    if found.st_uid != os.geteuid():
+        raise NotPrivate(f"{path} belongs to {_owner(found)}, who knows what is in it: remove it")
+    if found.st_mode & _OTHERS:
+        raise NotPrivate(
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: other users can read or change it, so what is in it "
+            "is no secret any more; remove it, and a new one is made"
+        )
+
+
+def _is_safe(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE
+
+
+def _owner(found: os.stat_result) -> str:
+    return f"user {found.st_uid}"
