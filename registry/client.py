@@ -345,7 +345,7 @@ class Client:
         return self.start_rollout(model, before, settings=settings, reason=reason)
 
     def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "") -> Rollout:
-        """A person's decision. `actor` counts only on an open registry; elsewhere the token's name does."""
+        """A person's decision, recorded in the token's name; `actor` is for registries of before 0.1."""
         body = Decision(reason=reason, actor=actor)
         return Rollout.model_validate_json(
             self._http.send("POST", f"/v1/rollouts/{rollout_id}/{verb}", body=body).content

@@ -489,7 +489,7 @@ class Decision(Sent):
 
     reason: limits.Prose = ""
     actor: limits.Actor = ""
-    """Only on an open (loopback) registry; elsewhere the token's name counts."""
+    """What older clients send; the token's name counts."""
 
 
 class StoreAddress(Wire):
