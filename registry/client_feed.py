@@ -64,7 +64,7 @@ def wait(
         http,
         model,
         look,
-        lambda found: found.status in until or found.status in ENDED,
+        lambda found: found.status in until or found.status in ENDED or _prove_going(found),
         lambda found: _waits_for(http, model, path, found),
         timeout,
     )
@@ -130,6 +130,15 @@ def _coming(http: Http, model: str, path: str) -> VersionDetail | None:
     if row is None and not path.endswith("/") and (_newest(http, model, folder) or _checkpoint(http, model, folder)):
         raise Invalid(f"path {path!r} is no checkpoint of {model}, but the folder {folder!r} is: end it with a slash")
     return None
+
+
+def _prove_going(found: VersionDetail) -> bool:
+    """False, while a job goes on. Raises NothingToCome where one was set aside: only `rejudge` begins anew."""
+    states = {job.state for job in found.jobs}
+    if "set_aside" in states and not states & {"queued", "running"}:
+        reason = next(job.reason for job in reversed(found.jobs) if job.state == "set_aside")
+        raise NothingToCome(found.model, found.path, "set aside", found.reason or reason)
+    return False
 
 
 def _newest(http: Http, model: str, path: str) -> Version | None:

@@ -15,7 +15,7 @@ from blake3 import blake3
 from fixtures.api import Api, Start, put_ready, sqlite_only, waits_noticed
 from fixtures.registry import record, work
 
-from weighbridge.registry import checkpoints
+from weighbridge.registry import checkpoints, jobs
 from weighbridge.registry.client import Client
 from weighbridge.registry.errors import (
     Conflict,
@@ -382,6 +382,22 @@ def test_waiting_ends_at_once_where_only_a_person_can_help(api: Api) -> None:
         client.wait("digits", path="digits/x/")
     with pytest.raises(TimeoutError, match="2 of 4 shards"):
         client.wait("digits", path="digits/y/", timeout=0.01)
+
+
+@sqlite_only
+def test_waiting_ends_where_a_job_was_set_aside(api: Api) -> None:
+    """It ended two workers, and only a person begins it anew; while it is done again, it is waited for."""
+    client = api.client()
+    with api.db.transaction() as tx:
+        recorded = record(tx, "a")
+        claim = jobs.claim(tx, recorded.jobs[0].id, owner="w", lease_seconds=60)
+        assert claim is not None
+        jobs.set_aside(tx, claim, "it ended two workers")
+    with pytest.raises(NothingToCome, match=r"set aside.*ended two workers"):
+        client.wait("digits", version=1)
+    client.rejudge("digits", 1)
+    with pytest.raises(TimeoutError):
+        client.wait("digits", version=1, timeout=0.01)
 
 
 def test_waiting_ends_when_a_checkpoint_turns_out_to_need_a_person(api: Api) -> None:
