@@ -35,7 +35,9 @@ class Lineage:
 
 def check(said: Mapping[str, str] | None, what: str) -> dict[str, str]:
     """What a publisher gives, as it will be kept. Raises InvalidMetadata; `what` is `metadata` or `tag`."""
-    given: Mapping[Any, Any] = said or {}
+    given: Mapping[Any, Any] = {} if said is None else said
+    if not isinstance(given, Mapping):
+        raise InvalidMetadata(f"{what}: {type(given).__name__} is no mapping of names to text")
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
             kind = type(value if isinstance(name, str) else name).__name__

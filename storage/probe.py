@@ -63,9 +63,10 @@ def reading(store: Store, prefix: str) -> Iterator[Tried]:
     yield listed
     keys = [info.key for info in found if info.size][:_TRIES]
     if listed.error is None:  # to keys that may not list, S3 says of what is not there that it is forbidden
-        yield _first_read(store, keys, _scratch(prefix))
-    if isinstance(store, OpenWriter) and keys:
-        yield _try(store, Call.WRITERS, keys[0], lambda: store.has_writer(keys[0]))
+        read = _first_read(store, keys, _scratch(prefix))
+        yield read
+        if isinstance(store, OpenWriter) and keys and read.error is None:
+            yield _try(store, Call.WRITERS, read.key, lambda: store.has_writer(read.key))
     if isinstance(store, OpenUploads):
         yield _try(store, Call.UPLOADS, prefix, lambda: store.uploads(prefix))
 

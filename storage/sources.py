@@ -30,6 +30,9 @@ def gathered(source: Path | str | Tensors, golden: Path | str | Tensors | None) 
 
     Raises NotPublishable (the file, the rule, what to do), FileNotFoundError, InvalidKey, MissingDependency.
     """
+    _prove_kind(source)
+    if golden is not None:
+        _prove_kind(golden)
     with tempfile.TemporaryDirectory(prefix="weighbridge-publish-") as scratch:
         paths = _files(source, Path(scratch))
         said = "these tensors" if isinstance(source, Mapping) else str(source)
@@ -39,6 +42,16 @@ def gathered(source: Path | str | Tensors, golden: Path | str | Tensors | None) 
         if len(paths) > 1:
             _prove_no_gaps(filter(names.is_weights, paths))
         yield paths
+
+
+def _prove_kind(source: object) -> None:
+    """Raise NotPublishable for what is neither a path nor tensors: a module, a list, nothing."""
+    if isinstance(source, Mapping | Path) or (isinstance(source, str) and source):
+        return
+    if source == "":
+        raise NotPublishable("the path is empty: name a file or a folder")
+    hint = ": publish its state_dict()" if hasattr(source, "state_dict") else ""
+    raise NotPublishable(f"{type(source).__name__} is neither a file, a folder nor tensors by name{hint}")
 
 
 def _prove(paths: Mapping[str, Path], said: str) -> None:

@@ -111,6 +111,26 @@ def test_tensors_that_are_none(tensors: dict[Any, Any], why: str) -> None:
     assert why in refused(tensors)
 
 
+class Module:
+    def state_dict(self) -> dict[str, Any]:
+        return {"w": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (Module(), "Module is neither a file, a folder nor tensors by name: publish its state_dict()"),
+        (None, "NoneType is neither"),
+        ([[1.0]], "list is neither"),
+        (b"model.safetensors", "bytes is neither"),
+        ("", "the path is empty"),
+    ],
+)
+def test_what_is_neither_a_path_nor_tensors(source: Any, why: str) -> None:
+    """A module, nothing, and the empty path, which would be the folder one happens to stand in."""
+    assert why in refused(source)
+
+
 def test_what_is_said_in_metadata_is_text() -> None:
     """Numbers and the like are refused before the upload, and what is too long says where it belongs."""
     for given, why in (
@@ -120,6 +140,7 @@ def test_what_is_said_in_metadata_is_text() -> None:
         ({"a\n": "x"}, "printable"),
         ({"log": "x" * 5000}, "put a longer text into a file"),
         ({"nul": "\0"}, "without NUL"),
+        (["commit"], "list is no mapping"),
         ({f"k{n}": "x" for n in range(65)}, "at most 64 entries"),
     ):
         store = MemoryStore()

@@ -81,7 +81,7 @@ def _lacks(store: Store, one: Tried, error: StorageError, need: Sequence[Role], 
     if one.call is Call.ONCE and not isinstance(error, AccessDenied):
         fix, ok = _CONDITIONS, False
     elif not required:
-        fix, ok = f"{_cure(store, one, error)} where publishers use these keys; nothing is wrong if they do not", True
+        fix, ok = f"{_cure(store, one, error)} if publishers do as these settings say; else nothing is wrong", True
     elif unknown:
         fix, ok = f"nothing: {one.instead.without if one.instead else ''}", True
     else:
@@ -93,7 +93,8 @@ def _cure(store: Store, one: Tried, error: StorageError) -> str:
     if not isinstance(error, AccessDenied):
         return advice(error) or "see what the store says"
     if isinstance(store, LocalPath):
-        place = store.local_path(one.key).parent if one.key else store.url
+        below = store.local_path(one.key or "x").parent
+        place = next(folder for folder in (below, *below.parents) if folder.exists())
         return f"let user {os.geteuid()} {roles.FOLDER_RIGHTS[one.call]} in {place}"
     return f"allow {error.permission}" if error.permission else advice(error)
 
