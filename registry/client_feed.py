@@ -126,9 +126,12 @@ def _coming(http: Http, model: str, path: str) -> VersionDetail | None:
     row = _checkpoint(http, model, path)
     if row is not None and (row.state == "refused" or row.needs_person):
         raise NothingToCome(model, path, row.state, row.reason)
-    folder = f"{path}/"
-    if row is None and not path.endswith("/") and (_newest(http, model, folder) or _checkpoint(http, model, folder)):
-        raise Invalid(f"path {path!r} is no checkpoint of {model}, but the folder {folder!r} is: end it with a slash")
+    if row is None and not path.endswith("/") and not names.is_candidate(path):
+        folder = f"{path}/"
+        if _newest(http, model, folder) or _checkpoint(http, model, folder):
+            raise Invalid(
+                f"path {path!r} is no checkpoint of {model}, but the folder {folder!r} is: end it with a slash"
+            )
     return None
 
 
