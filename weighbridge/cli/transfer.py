@@ -61,7 +61,6 @@ def push(
     from weighbridge.storage.publish import publish
 
     said, tags = _pairs(metadata, "--metadata"), _pairs(tag, "--tag")
-
     name = name or f"{path.resolve().stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     _find_store(run)
     target = run.settings.storage.open_models()
