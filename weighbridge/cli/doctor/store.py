@@ -93,10 +93,18 @@ def _cure(store: Store, one: Tried, error: StorageError) -> str:
     if not isinstance(error, AccessDenied):
         return advice(error) or "see what the store says"
     if isinstance(store, LocalPath):
-        below = store.local_path(one.key or "x").parent
-        place = next(folder for folder in (below, *below.parents) if folder.exists())
-        return f"let user {os.geteuid()} {roles.FOLDER_RIGHTS[one.call]} in {place}"
+        return f"let user {os.geteuid()} {roles.FOLDER_RIGHTS[one.call]} in {_place(store, one.key)}"
     return f"allow {error.permission}" if error.permission else advice(error)
+
+
+def _place(store: LocalPath, key: str) -> Path:
+    """The folder that a right is missing for: the key itself, or what holds it, as far as it is there."""
+    try:
+        path = store.local_path(key.removesuffix("/") or "x")
+    except StorageError:  # what cannot be a key is shown, not named
+        path = store.local_path("x")
+    below = path if key.endswith("/") else path.parent
+    return next(folder for folder in (below, *below.parents) if folder.is_dir())
 
 
 def _models(store: Store, prefix: str) -> Iterator[Finding]:
