@@ -14,7 +14,7 @@ from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
 from weighbridge.daemon.looks import PARKED, Looks, Order, Urgency
 from weighbridge.daemon.loops import AWAY, Turning
 from weighbridge.daemon.reading import Reading
-from weighbridge.registry import checkpoints, identity, versions
+from weighbridge.registry import checkpoints, identity, lineage, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Invalid
 from weighbridge.registry.identity import Change
@@ -197,8 +197,10 @@ class Intake:
                 ):
                     # What was recorded from here is not undone by what is taken away, or put beside it.
                     checkpoints.keep(tx, group.model, group.path, seen=finding.seen)
-                case Waits(reason=reason, seen=seen):
-                    checkpoints.waiting(tx, group.model, group.path, reason=reason, seen=seen)
+                case Waits(reason=reason, seen=seen, needs_person=needs_person):
+                    checkpoints.waiting(
+                        tx, group.model, group.path, reason=reason, seen=seen, needs_person=needs_person
+                    )
                     return False
                 case Refused(reason=reason, seen=seen):
                     checkpoints.refused(tx, group.model, group.path, reason=reason, seen=seen)
@@ -226,6 +228,7 @@ class Intake:
             actor=ACTOR,
         )
         if recorded.created:
+            lineage.keep(tx, group.model, recorded.version, found.lineage)
             log.info(
                 "%s is version %d of %s (%s)",
                 group.path,

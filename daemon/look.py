@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from itertools import islice
@@ -17,11 +17,22 @@ from weighbridge.registry import recipe
 from weighbridge.registry.errors import InvalidRecipe
 from weighbridge.storage import completeness, names
 from weighbridge.storage import identity as identities
-from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed, StorageError
+from weighbridge.storage.errors import (
+    AccessDenied,
+    InvalidKey,
+    NotSupported,
+    ObjectArchived,
+    ObjectNotFound,
+    PreconditionFailed,
+    StorageError,
+)
+from weighbridge.storage.lineage import Lineage
 from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import ObjectInfo, OpenWriter, PassedOver, Ref, Store
 from weighbridge.storage.safetensors_header import MalformedHeader, ShortFile, read_header
 
+_FOR_PEOPLE = (AccessDenied, ObjectArchived, NotSupported)
+"""What a store answers that no waiting changes: a right, an archive, a call that it does not know."""
 MAX_RECIPE = 256 << 10
 """Bytes of a recipe that are read."""
 
@@ -35,13 +46,15 @@ class Gone:
 class Waits:
     """Not complete, or judged by something that is not; `reason` says what to do. `weights` are there already.
 
-    `failed`: it could not be looked at, so that nothing is known of what is there now.
+    `failed`: it could not be looked at, so that nothing is known of what is there now. `needs_person`: waiting alone
+    will not help.
     """
 
     reason: str
     seen: str
     weights: tuple[Ref, ...] = ()
     failed: bool = False
+    needs_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,7 @@ class Found:
     eval_pin: Ref | None
     train_pin: Ref | None
     wrong: str | None = None
+    lineage: Lineage = field(default_factory=Lineage)
 
     @property
     def weights(self) -> tuple[Ref, ...]:
@@ -87,7 +101,11 @@ Finding = Gone | Waits | Refused | Found
 
 
 class _Wait(Exception):
-    """What judges the checkpoint is not fit to judge."""
+    """What judges the checkpoint is not fit to judge; with `needs_person` as it is, else perhaps not yet."""
+
+    def __init__(self, reason: str, needs_person: bool = False) -> None:
+        super().__init__(reason)
+        self.needs_person = needs_person
 
 
 def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = None) -> Finding:
@@ -103,7 +121,8 @@ def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = N
         return _judged(store, layout, group, found, seen, now) if layout.holds(group) else _passed(found, seen)
     except StorageError as error:
         store.check()
-        return Waits(f"{group.path} cannot be looked at: {error}", seen, failed=True)
+        needs_person = isinstance(error, _FOR_PEOPLE)
+        return Waits(f"{group.path} cannot be looked at: {error}", seen, failed=True, needs_person=needs_person)
 
 
 def digest(found: Iterable[ObjectInfo | PassedOver]) -> str:
@@ -136,7 +155,9 @@ def _passed(found: Sequence[ObjectInfo | PassedOver], seen: str, weights: tuple[
     for one in found:
         if isinstance(one, PassedOver):
             reason = f"{one.key}: {one.reason}"
-            return Refused(reason, seen, weights) if one.error is None else Waits(reason, seen, weights)
+            if one.error is None:
+                return Refused(reason, seen, weights)
+            return Waits(reason, seen, weights, needs_person=isinstance(one.error, _FOR_PEOPLE))
     return Gone()
 
 
@@ -164,16 +185,17 @@ def _judged(
     more = f"; passed over: {passed[0].key} ({passed[0].reason})" if passed else ""
     try:
         match verdict:
-            case completeness.Waiting(reason=reason):
-                return Waits(reason + more, seen, weights)
+            case completeness.Waiting(reason=reason, needs_person=needs_person):
+                return Waits(reason + more, seen, weights, needs_person=needs_person)
             case completeness.Unsupported(reason=reason):
                 return Refused(reason + more, seen, weights)
             case completeness.Refused(reason=reason, files=files):
                 return Found(files, "", reason, seen, *_judges(store, layout.folders(group)), wrong=reason)
-            case completeness.Complete(proof=proof, files=files, reason=reason):
-                return Found(files, proof, reason + more, seen, *_judges(store, layout.folders(group)))
+            case completeness.Complete(proof=proof, files=files, reason=reason, lineage=said):
+                judges = _judges(store, layout.folders(group))
+                return Found(files, proof, reason + more, seen, *judges, lineage=said)
     except _Wait as wait:
-        return Waits(str(wait), seen, weights)
+        return Waits(str(wait), seen, weights, needs_person=wait.needs_person)
 
 
 def _unfit(group: Group, found: Sequence[object]) -> str | None:
@@ -206,13 +228,13 @@ def _recipe(store: Store, keys: Sequence[str]) -> str | None:
     if found is None:
         return None
     if found.size > MAX_RECIPE:
-        raise _Wait(f"{found.key} has {found.size:,} bytes; a recipe has at most {MAX_RECIPE:,}")
+        raise _Wait(f"{found.key} has {found.size:,} bytes; a recipe has at most {MAX_RECIPE:,}", needs_person=True)
     try:
         text = store.get(found.key, if_match=found)
     except (ObjectNotFound, PreconditionFailed) as error:
         raise _Wait(f"{found.key} changed while it was read") from error
     if (wrong := _wrong(text, found.key)) is not None:
-        raise _Wait(f"the recipe is invalid: {wrong}")
+        raise _Wait(f"the recipe is invalid: {wrong}", needs_person=True)
     return text.decode()
 
 
@@ -233,7 +255,7 @@ def _dataset(store: Store, keys: Sequence[str], which: str) -> Ref | None:
     try:
         read_header(store, found)
     except (ShortFile, MalformedHeader) as error:
-        raise _Wait(f"the {which} set is not whole: {error}") from error
+        raise _Wait(f"the {which} set is not whole: {error}", isinstance(error, MalformedHeader)) from error
     except (ObjectNotFound, PreconditionFailed) as error:
         raise _Wait(f"{found.key} changed while it was read") from error
     return found
@@ -243,7 +265,7 @@ def _only(store: Store, keys: Sequence[str]) -> Ref | None:
     """The one of these files that is there. Raises _Wait where there are two: which of them is meant is not guessed."""
     there = [found for key in keys if (found := _settled(store, key)) is not None]
     if len(there) > 1:
-        raise _Wait(f"{there[0].key} and {there[1].key} are both there: keep the one that is meant")
+        raise _Wait(f"{there[0].key} and {there[1].key} are both there: keep the one that is meant", True)
     return there[0] if there else None
 
 

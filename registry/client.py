@@ -129,7 +129,9 @@ class Client:
     ) -> VersionDetail:
         """Wait until a version (or the newest one of a checkpoint's path) has a status of `until`, or ended otherwise.
 
-        `timeout` in seconds. Raises TimeoutError, saying what it waits for.
+        It ends at once where waiting is in vain: a version that `needs_binding` is returned with its reason; of a
+        checkpoint that is refused, or waits for a person (its recipe is invalid), NothingToCome has it. `path` is the
+        key in the bucket; a folder's ends in `/`. `timeout` in seconds. Raises TimeoutError, saying for what; Invalid.
         """
         return client_feed.wait(self._http, model, version=version, path=path, until=until, timeout=timeout)
 

@@ -250,6 +250,10 @@ class VersionDetail(Version):
     """The effective recipe that judges it."""
     recipe_ignored: list[str] = []
     facts: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    """What its publisher said of it (`publish(metadata=…)`, `push --metadata`)."""
+    file_metadata: dict[str, str] = {}
+    """What its weight files say of themselves (safetensors' `__metadata__`)."""
     files: list[File] = []
     variants: list[Variant] = []
     variants_settled: bool = True
@@ -283,6 +287,8 @@ class Checkpoint(Wire):
     state: str
     proof: str = ""
     reason: str = ""
+    needs_person: bool = False
+    """Nothing that is still being written will change this: somebody has to."""
     created_at: datetime
     updated_at: datetime
 

@@ -80,21 +80,30 @@ def list_checkpoints(
     limit: Limit,
     model: ModelFilter = None,
     state: CheckpointState | None = None,
+    path: Annotated[str | None, Query(max_length=limits.PATH)] = None,
     after: NumberCursor = None,
 ) -> schemas.Page[schemas.Checkpoint]:
     """What lies in the bucket and is no version (yet), newest first; `state=complete` for those that are."""
     with ctx.db.read() as tx:
-        rows = _checkpoints(tx, limit, model=model, state=state, before=after)
+        rows = _checkpoints(tx, limit, model=model, state=state, path=path, before=after)
     cursors, items = [number for number, _ in rows], [view for _, view in rows]
     return pages.page(items, cursors, limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 def _checkpoints(
-    tx: Session, limit: int, *, model: str | None = None, state: str | None = None, before: int | None = None
+    tx: Session,
+    limit: int,
+    *,
+    model: str | None = None,
+    state: str | None = None,
+    path: str | None = None,
+    before: int | None = None,
 ) -> list[tuple[int | None, schemas.Checkpoint]]:
     found = select(Checkpoint).where(col(Checkpoint.state).in_([state] if state else _OPEN))
     if model is not None:
         found = found.where(col(Checkpoint.model) == model)
+    if path is not None:
+        found = found.where(col(Checkpoint.path) == path)
     if before is not None:
         found = found.where(col(Checkpoint.id) < before)
     rows = tx.scalars(found.order_by(col(Checkpoint.id).desc()).limit(limit))
