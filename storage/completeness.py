@@ -18,7 +18,7 @@ from typing import Protocol
 
 from weighbridge.storage import names
 from weighbridge.storage.claims import is_claim
-from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.index import Index, MalformedIndex, read_index
 from weighbridge.storage.lineage import Lineage, bounded, of_files
 from weighbridge.storage.pins import pin
@@ -283,8 +283,9 @@ class _Assessment:
         parent, slash, name = path.rpartition("/")
         if isinstance(self._store, LocalPath):
             # By name: listing a folder on disk means reading all of it, and it may hold a million files.
-            beside = (parent + slash + other for other in names.marking(name))
-            return next((key for key in beside if _is_there(self._store, key)), None)
+            folder = self._store.local_path(path).parent
+            there = (other for other in names.marking(name) if os.path.lexists(folder / other))
+            return next((parent + slash + other for other in there), None)
         starts = f"{path}." if self._path.endswith("/") else path, f"{path.removesuffix(names.SAFETENSORS)}-unfinished"
         for start in starts:
             for info in islice(self._store.list(start), _NEIGHBOURS):
@@ -390,13 +391,6 @@ class _Assessment:
 
     def _pins(self, keys: Iterable[str]) -> tuple[Ref, ...]:
         return tuple(pin(self._objects[key]) for key in sorted(keys))
-
-
-def _is_there(store: LocalPath, key: str) -> bool:
-    try:
-        return os.path.lexists(store.local_path(key))
-    except InvalidKey:
-        return False
 
 
 def _identity(info: ObjectInfo) -> tuple[int, str, datetime]:
