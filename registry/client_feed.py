@@ -8,6 +8,7 @@ from typing import Final
 
 from weighbridge.registry.client_http import Http, patiently
 from weighbridge.registry.errors import NotFound
+from weighbridge.registry.lifecycle import UNFINISHED, VersionStatus
 from weighbridge.registry.schemas import Checkpoint, Event, Page, Version, VersionDetail
 
 POLL_SECONDS: Final = 30.0
@@ -50,7 +51,7 @@ def wait(
     until: Collection[str],
     timeout: float | None,
 ) -> VersionDetail:
-    """Return the version once its status is in `until`, or once it ended otherwise.
+    """Return the version once its status is in `until`, once it ended otherwise, or once its job was set aside.
 
     Raises TimeoutError, saying what it waits for. NotFound only for a numbered version: a path may come yet.
     """
@@ -61,10 +62,15 @@ def wait(
         http,
         model,
         look,
-        lambda found: found.status in until or found.status in ENDED,
+        lambda found: found.status in until or found.status in ENDED or _set_aside(found),
         lambda found: _waits_for(http, model, path, found),
         timeout,
     )
+
+
+def _set_aside(found: VersionDetail) -> bool:
+    """Nobody could judge it, and nothing more happens by itself; `reason` says why."""
+    return found.status == VersionStatus.DISCOVERED and UNFINISHED in found.reason
 
 
 def wait_variants(http: Http, model: str, version: int | str, *, timeout: float | None) -> VersionDetail:
