@@ -537,6 +537,15 @@ class Token(Wire):
     revoked_at: datetime | None = None
 
 
+class SetAside(Wire):
+    """A version whose job was set aside: nothing is known of it, and `rejudge` begins anew."""
+
+    model: str
+    number: int
+    path: str
+    reason: str
+
+
 class Status(Wire):
     """What goes on and what waits: the whole of `weighbridge status`."""
 
@@ -550,6 +559,8 @@ class Status(Wire):
     """Checkpoints that wait or were refused, newest first (up to 100)."""
     open_checkpoints: int = 0
     """How many wait or were refused; `GET /v1/checkpoints` has them in pages."""
+    set_aside: list[SetAside] = []
+    """Newest first (up to 100)."""
     rollouts: list[Rollout]
     hosts: int
     last_seq: int

@@ -11,7 +11,7 @@ from sqlmodel import SQLModel, col
 from starlette.concurrency import run_in_threadpool
 
 from weighbridge import __version__, limits
-from weighbridge.registry import checkpoints, events, hosts, rollouts, schemas
+from weighbridge.registry import checkpoints, events, hosts, rollouts, schemas, versions
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Reader
 from weighbridge.registry.api.context import Context, Ctx, Limit, ModelFilter, NumberCursor, Wait
@@ -121,10 +121,18 @@ def get_status(ctx: Ctx, _: Reader) -> schemas.Status:
             jobs=_counts(tx, Job, col(Job.state)),
             waiting=[view for _, view in _checkpoints(tx, _SHOWN)],
             open_checkpoints=checkpoints.count_open(tx),
+            set_aside=_set_aside(tx),
             rollouts=views.rollout_list(tx, rollouts.listing(tx, going=True, limit=_SHOWN)),
             hosts=hosts.count(tx),
             last_seq=events.last(tx),
         )
+
+
+def _set_aside(tx: Session) -> list[schemas.SetAside]:
+    columns = (col(Model.name), col(Version.number), col(Version.path), col(Version.reason))
+    found = select(*columns).join(Model, col(Model.id) == col(Version.model_id)).where(versions.set_aside())
+    rows = tx.execute(found.order_by(col(Version.id).desc()).limit(_SHOWN))
+    return [schemas.SetAside(model=row[0], number=row[1], path=row[2], reason=row[3]) for row in rows]
 
 
 def _counts(tx: Session, table: type[SQLModel], column: Any) -> dict[str, int]:

@@ -64,6 +64,10 @@ def _overview(seen: Status) -> None:
     output.line(
         f"{seen.models} models, {seen.hosts} hosts; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}"
     )
+    if seen.set_aside:
+        stuck = ((f"{one.model} {one.number}", one.path, one.reason) for one in seen.set_aside)
+        title = "Set aside: `weighbridge rejudge MODEL VERSION` tries again"
+        output.table(("version", "checkpoint", "reason"), stuck, title=title)
 
 
 def hosts(context: typer.Context, json: session.Json = False) -> None:
