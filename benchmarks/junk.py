@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -222,12 +221,12 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         measure("bare", client, daemon, empty / "drops", options.drops, 100)
     full = folder / "full"
     (full / "drops").mkdir(parents=True)
-    shutil.copytree(empty / "data", full / "data", ignore=shutil.ignore_patterns("*.sock", "ports.json", "run*"))
     start = time.monotonic()
     expected = traps(full / "drops")
     litter(full / "drops", options.objects)
     print(f"{options.objects:,} objects of junk and {len(expected) + 1} traps made in {time.monotonic() - start:.0f} s")
     with running(full, full / "drops") as (client, daemon):
+        add_template(client, full)
         measure("beginning (the first listing goes on)", client, daemon, full / "drops", options.drops, 200)
         found = listed(client, expected, options.patience)
         measure("later (junk is still looked at)", client, daemon, full / "drops", options.drops, 300)

@@ -14,7 +14,7 @@ from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
 from weighbridge.daemon.looks import PARKED, Looks, Order, Urgency
 from weighbridge.daemon.loops import AWAY, Turning
 from weighbridge.daemon.reading import Reading
-from weighbridge.registry import checkpoints, identity, versions
+from weighbridge.registry import checkpoints, identity, lineage, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Invalid
 from weighbridge.registry.identity import Change
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ACTOR = "intake"
 _LONGEST_PAUSE = 60.0
+_MOMENT, _NOTES = 0.05, 64
+"""Seconds of looks, and looks, whose findings are noted together."""
 _READ_PAUSE = 30.0
 """Seconds until weights that could not be read are asked for again; whoever has read them gives a hint."""
 
@@ -95,14 +97,22 @@ class Intake:
         self._judged(model)
 
     def once(self, turning: Turning) -> float:
-        """Look at one due group; return the seconds until the next is due."""
+        """Look at due groups for a moment; return the seconds until the next is due.
+
+        Versions are recorded one by one, at once. What is only noted is noted together: a commit costs a sync.
+        """
         self._hint_waiting()
-        group = self._looks.take(self._clock())
-        if group is None:
-            return self._pause()
-        if not self._pause():
-            self._wake()  # another thread may take the next one while this one looks
-        self._look(group)
+        notes: list[tuple[Group, Finding]] = []
+        end = self._clock() + _MOMENT
+        try:
+            while len(notes) < _NOTES and (group := self._looks.take(self._clock())) is not None:
+                if not self._pause():
+                    self._wake()  # another thread may take the next one while this one looks
+                self._look(group, notes)
+                if turning.stopping or self._clock() >= end:
+                    break
+        finally:
+            self._note_all(notes)
         return self._pause()
 
     def _pause(self) -> float:
@@ -123,7 +133,7 @@ class Intake:
                 self._changed |= models
             raise
 
-    def _look(self, group: Group) -> None:
+    def _look(self, group: Group, notes: list[tuple[Group, Finding]]) -> None:
         then = self._looks.again
         try:
             finding = look(self._store, self._layout, group, now=datetime.now(UTC))
@@ -134,8 +144,10 @@ class Intake:
                     return
                 self._record(group, finding, digest)
                 then = self._looks.forget
-            elif self._record(group, finding) or not isinstance(finding, Waits):
-                then = self._looks.forget
+            else:
+                notes.append((group, finding))
+                if not isinstance(finding, Waits):
+                    then = self._looks.forget
         except AWAY:
             raise  # Nothing was found out. The loop says so, once, and backs off.
         except Exception as error:
@@ -143,7 +155,7 @@ class Intake:
             log.warning("%s cannot be looked at: %s", group.path, error, exc_info=True)
             fault = f"a fault of Weighbridge ({type(error).__name__}), see the daemon's log"
             reason = f"{group.path} cannot be looked at: {fault}"
-            self._note(group, Waits(reason, "", failed=True))
+            notes.append((group, Waits(reason, "", failed=True)))
         finally:
             if then == self._looks.forget:
                 self._reading.forget(group)
@@ -159,7 +171,7 @@ class Intake:
         if change is Change.UNKNOWN:
             failed = self._reading.failure(group)
             reason = f"{group.path} is being read, to see whether these weights are known"
-            self._note(group, Waits(failed or reason, found.seen, found.weights, failed=failed is not None))
+            self._note_all([(group, Waits(failed or reason, found.seen, found.weights, failed=failed is not None))])
             return _READ_PAUSE, None
         return self._looks.older(group, place, self._clock()) if change is Change.NEW else 0.0, digest
 
@@ -179,39 +191,40 @@ class Intake:
             change = Change.UNKNOWN if digest is None else identity.compare(known, found.weights, digest)
         return change, digest
 
-    def _record(self, group: Group, finding: Finding, digest: str | None = None) -> bool:
-        """Write it down; return whether that decided it."""
-        if isinstance(finding, Gone) and not self._known(group):
-            return True
+    def _note_all(self, notes: Sequence[tuple[Group, Finding]]) -> None:
+        """Write down what is no version, in one transaction."""
+        known = [(group, finding) for group, finding in notes if not isinstance(finding, Gone) or self._known(group)]
+        if not known:
+            return
+        with self._db.transaction() as tx:
+            for group, finding in known:
+                self._note(tx, group, finding)
+        self._notifier.ring("events")
+
+    def _record(self, group: Group, found: Found, digest: str | None) -> None:
+        """Write down a version, or why the registry takes none."""
         try:
-            decided = self._note(group, finding, digest)
+            with self._db.transaction() as tx:
+                self._write_version(tx, group, found, digest)
         except Invalid as error:
             # A rule of the registry that the layout does not know.
-            assert isinstance(finding, Found), finding
-            decided = self._note(group, Refused(f"{group.path}: {error}", finding.seen))
+            self._note_all([(group, Refused(f"{group.path}: {error}", found.seen))])
         self._notifier.ring("events")
-        if isinstance(finding, Found):
-            self._notifier.ring("jobs")
-        return decided
+        self._notifier.ring("jobs")
 
-    def _note(self, group: Group, finding: Finding, digest: str | None = None) -> bool:
-        with self._db.transaction() as tx:
-            match finding:
-                case Gone():
-                    checkpoints.removed(tx, group.model, group.path)
-                case Waits(failed=False) | Refused() if identity.is_less(
-                    identity.current(tx, group.model, group.path), finding.weights
-                ):
-                    # What was recorded from here is not undone by what is taken away, or put beside it.
-                    checkpoints.keep(tx, group.model, group.path, seen=finding.seen)
-                case Waits(reason=reason, seen=seen):
-                    checkpoints.waiting(tx, group.model, group.path, reason=reason, seen=seen)
-                    return False
-                case Refused(reason=reason, seen=seen):
-                    checkpoints.refused(tx, group.model, group.path, reason=reason, seen=seen)
-                case Found():
-                    self._write_version(tx, group, finding, digest)
-        return True
+    def _note(self, tx: Session, group: Group, finding: Finding) -> None:
+        match finding:
+            case Gone():
+                checkpoints.removed(tx, group.model, group.path)
+            case Waits(failed=False) | Refused() if identity.is_less(
+                identity.current(tx, group.model, group.path), finding.weights
+            ):
+                # What was recorded from here is not undone by what is taken away, or put beside it.
+                checkpoints.keep(tx, group.model, group.path, seen=finding.seen)
+            case Waits(reason=reason, seen=seen, needs_person=needs_person):
+                checkpoints.waiting(tx, group.model, group.path, reason=reason, seen=seen, needs_person=needs_person)
+            case Refused(reason=reason, seen=seen):
+                checkpoints.refused(tx, group.model, group.path, reason=reason, seen=seen)
 
     def _write_version(self, tx: Session, group: Group, found: Found, digest: str | None) -> None:
         recorded = versions.record(
@@ -233,6 +246,7 @@ class Intake:
             actor=ACTOR,
         )
         if recorded.created:
+            lineage.keep(tx, group.model, recorded.version, found.lineage)
             log.info(
                 "%s is version %d of %s (%s)",
                 group.path,

@@ -37,7 +37,8 @@ _BEAT = 1000
 _PENDING = 1000
 """Objects of one group that are hashed together: their number is bounded, and so is the memory."""
 _AT_ONCE = 10_000
-"""Differences that one listing tells as it finds them; of what is beyond, it tells as many, those written last."""
+"""Differences of models with few that one listing tells as it finds them; of all others as many, written last."""
+_FEW = 10
 _AGAIN = 1000
 """Waiting ones that one listing asks to look at although nothing changed: each in its turn."""
 _PREFIXES = 1000
@@ -123,6 +124,8 @@ class Listing:
                 told.add(order(newest.timestamp(), group.path), group)
         told.end()
         beside.end(whole=prefix == self._layout.prefix)
+        if told.left:
+            self._asked = True
         return told.count + self._hint_gone(prefix, unsettled, turning) + self._hint_waiting(prefix)
 
     def _seen(self, prefix: str, turning: Turning) -> tuple[set[bytes], set[bytes]]:
@@ -167,6 +170,7 @@ class Listing:
         A folder's objects come together, says the store.
         """
         group: Group | None = None
+        now = datetime.now(UTC)
         inside, hasher, pending, newest, count = "\0", blake3(), list[bytes](), _NEVER, 0
         for found in self._store.survey(prefix):
             if not found.key.startswith(inside):
@@ -180,7 +184,9 @@ class Listing:
                 inside = group.path if group is not None and group.folder else "\0"
                 hasher, pending, newest, count = blake3(), [], _NEVER, 0
             if group is not None:
-                if isinstance(found, ObjectInfo) and found.modified > newest and _counts(found, inside):
+                if isinstance(found, PassedOver):
+                    newest = now  # it has no date, and is soon looked at
+                elif found.modified > newest and _counts(found, inside):
                     newest = found.modified
                 count += 1
                 if count <= completeness.MAX_OBJECTS:
@@ -232,26 +238,42 @@ _PAUSE = 60.0
 class _Differences:
     """Tells a listing's differences, one model's together and the oldest first: of them none is recorded before an
     older one was seen. Memory is bounded: of very many, those that were written last are told, the others by the next
-    listing."""
+    listing (`left` says how many)."""
 
     def __init__(self, tell: Callable[[Group, Order], None]) -> None:
-        self._hint, self.count = tell, 0
+        self._hint, self.count, self.left = tell, 0, 0
         self._model: list[tuple[Order, Group]] = []
+        self._many, self._last = False, ""
         self._late: list[tuple[Order, Group]] = []
 
     def add(self, place: Order, group: Group) -> None:
-        if self._model and self._model[0][1].model != group.model:
-            self._tell(self._model)
-        if self.count + len(self._model) < _AT_ONCE:
-            self._model.append((place, group))
-        elif len(self._late) < _AT_ONCE:
-            heapq.heappush(self._late, (place, group))
-        else:
-            heapq.heappushpop(self._late, (place, group))
+        if self._last != group.model:
+            self._next()
+            self._last = group.model
+        self._model.append((place, group))
+        if self._many or len(self._model) > _FEW:
+            self._put_off()
 
     def end(self) -> None:
-        self._tell(self._model)
+        self._next()
         self._tell(self._late)
+
+    def _next(self) -> None:
+        """The model has no more. One with few is told at once; a crowd waits until all of it was seen."""
+        if not self._many and self.count < _AT_ONCE:
+            self._tell(self._model)
+        self._put_off()
+        self._many = False
+
+    def _put_off(self) -> None:
+        self._many = True
+        for one in self._model:
+            if len(self._late) < _AT_ONCE:
+                heapq.heappush(self._late, one)
+            else:
+                heapq.heappushpop(self._late, one)
+                self.left += 1
+        self._model.clear()
 
     def _tell(self, found: list[tuple[Order, Group]]) -> None:
         for place, group in sorted(found):

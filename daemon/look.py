@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 
@@ -15,10 +15,14 @@ from weighbridge.daemon.looks import Order, order
 from weighbridge.registry.judging import Judges
 from weighbridge.storage import completeness, names
 from weighbridge.storage import identity as identities
-from weighbridge.storage.errors import StorageError
+from weighbridge.storage.errors import AccessDenied, NotSupported, ObjectArchived, StorageError
+from weighbridge.storage.lineage import Lineage
 from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import ObjectInfo, PassedOver, Ref, Store
 from weighbridge.workers import judges
+
+_FOR_PEOPLE = (AccessDenied, ObjectArchived, NotSupported)
+"""What a store answers that no waiting changes: a right, an archive, a call that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,15 @@ class Gone:
 class Waits:
     """Not complete, or judged by something that is not; `reason` says what to do. `weights` are there already.
 
-    `failed`: it could not be looked at, so that nothing is known of what is there now.
+    `failed`: it could not be looked at, so that nothing is known of what is there now. `needs_person`: waiting alone
+    will not help.
     """
 
     reason: str
     seen: str
     weights: tuple[Ref, ...] = ()
     failed: bool = False
+    needs_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Found:
     seen: str
     judges: Judges
     wrong: str | None = None
+    lineage: Lineage = field(default_factory=Lineage)
 
     @property
     def weights(self) -> tuple[Ref, ...]:
@@ -92,7 +99,8 @@ def look(store: Store, layout: Layout, group: Group, *, now: datetime | None = N
         return _judged(store, layout, group, found, seen, now) if layout.holds(group) else _passed(found, seen)
     except StorageError as error:
         store.check()
-        return Waits(f"{group.path} cannot be looked at: {error}", seen, failed=True)
+        needs_person = isinstance(error, _FOR_PEOPLE)
+        return Waits(f"{group.path} cannot be looked at: {error}", seen, failed=True, needs_person=needs_person)
 
 
 def digest(found: Iterable[ObjectInfo | PassedOver]) -> str:
@@ -125,7 +133,9 @@ def _passed(found: Sequence[ObjectInfo | PassedOver], seen: str, weights: tuple[
     for one in found:
         if isinstance(one, PassedOver):
             reason = f"{one.key}: {one.reason}"
-            return Refused(reason, seen, weights) if one.error is None else Waits(reason, seen, weights)
+            if one.error is None:
+                return Refused(reason, seen, weights)
+            return Waits(reason, seen, weights, needs_person=isinstance(one.error, _FOR_PEOPLE))
     return Gone()
 
 
@@ -153,16 +163,16 @@ def _judged(
     more = f"; passed over: {passed[0].key} ({passed[0].reason})" if passed else ""
     try:
         match verdict:
-            case completeness.Waiting(reason=reason):
-                return Waits(reason + more, seen, weights)
+            case completeness.Waiting(reason=reason, needs_person=needs_person):
+                return Waits(reason + more, seen, weights, needs_person=needs_person)
             case completeness.Unsupported(reason=reason):
                 return Refused(reason + more, seen, weights)
             case completeness.Refused(reason=reason, files=files):
                 return Found(files, "", reason, seen, _judges(store, group), wrong=reason)
-            case completeness.Complete(proof=proof, files=files, reason=reason):
-                return Found(files, proof, reason + more, seen, _judges(store, group))
-    except judges.Unfit as unfit:
-        return Waits(str(unfit), seen, weights)
+            case completeness.Complete(proof=proof, files=files, reason=reason, lineage=said):
+                return Found(files, proof, reason + more, seen, _judges(store, group), lineage=said)
+    except judges.Unfit as fault:
+        return Waits(str(fault), seen, weights, needs_person=fault.needs_person)
 
 
 def _unfit(group: Group, found: Sequence[object]) -> str | None:

@@ -17,14 +17,20 @@ from weighbridge.registry.models import Checkpoint, Version
 _READER = "intake"
 
 
-def waiting(tx: Session, model: str, path: str, *, reason: str, seen: str, proof: str = "") -> Checkpoint:
+def waiting(
+    tx: Session, model: str, path: str, *, reason: str, seen: str, proof: str = "", needs_person: bool = False
+) -> Checkpoint:
     """Note that it is not complete yet, or that its recipe is invalid, and what to do about it."""
-    return mark(tx, model, path, state=CheckpointState.WAITING, reason=reason, seen=seen, proof=proof)
+    return mark(
+        tx, model, path, state=CheckpointState.WAITING, reason=reason, seen=seen, proof=proof, needs_person=needs_person
+    )
 
 
 def refused(tx: Session, model: str, path: str, *, reason: str, seen: str, proof: str = "") -> Checkpoint:
     """Note that this content will never become a version."""
-    return mark(tx, model, path, state=CheckpointState.REFUSED, reason=reason, seen=seen, proof=proof)
+    return mark(
+        tx, model, path, state=CheckpointState.REFUSED, reason=reason, seen=seen, proof=proof, needs_person=True
+    )
 
 
 def keep(tx: Session, model: str, path: str, *, seen: str) -> Checkpoint:
@@ -44,18 +50,25 @@ def mark(
     seen: str,
     proof: str,
     actor: str = _READER,
+    needs_person: bool = False,
 ) -> Checkpoint:
     """Write what was seen. An event tells a new state or reason; that the same was seen again is none."""
     reason = limits.prose(reason)  # as it is stored: what was cut must not look like news at every look
     fields: dict[str, Any] = {"state": state, "reason": reason, "seen": seen, "proof": proof}
+    fields["needs_person"] = needs_person
     row = lookup(tx, model, path, lock=True)
     if row is None:
         row = insert_or_skip(tx, Checkpoint(model=model, path=path, **fields))
         before: dict[str, Any] = {}
         if row is None:  # Somebody else saw it first, just now.
-            return mark(tx, model, path, state=state, reason=reason, seen=seen, proof=proof, actor=actor)
+            return mark(
+                tx, model, path, state=state, reason=reason, seen=seen, proof=proof, actor=actor,
+                needs_person=needs_person,
+            )  # fmt: skip
     else:
         before = {"state": row.state, "reason": row.reason}
+        if row.needs_person is not needs_person:
+            before["needs_person"] = row.needs_person
         if all(getattr(row, name) == value for name, value in fields.items()):
             return row
         for name, value in fields.items():
@@ -136,7 +149,7 @@ def removed(tx: Session, model: str, path: str) -> None:
     if tx.scalars(select(col(Version.id)).where(col(Version.checkpoint_id) == row.id).limit(1)).first() is None:
         tx.delete(row)
     else:
-        row.state, row.reason, row.seen = CheckpointState.COMPLETE, "", ""
+        row.state, row.reason, row.seen, row.needs_person = CheckpointState.COMPLETE, "", "", False
         row.revision += 1
     tx.flush()
     events.record(

@@ -131,7 +131,9 @@ class Client:
     ) -> VersionDetail:
         """Wait until a version (or the newest one of a checkpoint's path) has a status of `until`, or ended otherwise.
 
-        `timeout` in seconds. Raises TimeoutError, saying what it waits for.
+        It ends at once where waiting is in vain: a version that `needs_binding` is returned with its reason; of a
+        checkpoint that is refused, or waits for a person (its recipe is invalid), NothingToCome has it. `path` is the
+        key in the bucket; a folder's ends in `/`. `timeout` in seconds. Raises TimeoutError, saying for what; Invalid.
         """
         return client_feed.wait(self._http, model, version=version, path=path, until=until, timeout=timeout)
 
@@ -368,7 +370,7 @@ class Client:
         return self.start_rollout(model, before, settings=settings, reason=reason)
 
     def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "", *, force: bool = False) -> Rollout:
-        """A person's decision. `actor` counts only on an open registry; elsewhere the token's name does.
+        """A person's decision, recorded in the token's name; `actor` is for registries of before 0.1.
 
         Raises LeavesNothing for an `abort` with nothing to go back to any more, unless it is `force`d.
         """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from weighbridge.registry.client_http import Http, patiently
-from weighbridge.registry.errors import NotFound
+from weighbridge.registry.errors import Invalid, NotFound, NothingToCome
 from weighbridge.registry.schemas import Checkpoint, Event, Page, Version, VersionDetail
+from weighbridge.storage import names
 
 POLL_SECONDS: Final = 30.0
 """Longest wait of one call."""
@@ -52,16 +54,17 @@ def wait(
 ) -> VersionDetail:
     """Return the version once its status is in `until`, or once it ended otherwise.
 
-    Raises TimeoutError, saying what it waits for. NotFound only for a numbered version: a path may come yet.
+    Raises TimeoutError, saying what it waits for; NothingToCome where waiting is in vain; Invalid for a folder's path
+    without its slash. NotFound only for a numbered version: a path may come yet.
     """
     if (version is None) == (path is None):
         raise ValueError("give either version or path")
-    look = (lambda: detail(http, model, version)) if version is not None else (lambda: _newest(http, model, path or ""))
+    look = (lambda: detail(http, model, version)) if version is not None else (lambda: _coming(http, model, path or ""))
     return _until(
         http,
         model,
         look,
-        lambda found: found.status in until or found.status in ENDED,
+        lambda found: found.status in until or found.status in ENDED or _prove_going(found),
         lambda found: _waits_for(http, model, path, found),
         timeout,
     )
@@ -116,10 +119,53 @@ def quoted(part: str) -> str:
     return quote(part, safe="")
 
 
-def _newest(http: Http, model: str, path: str) -> VersionDetail | None:
-    """The newest version of a path, None while there is none."""
-    found = next(http.pages(Version, "/v1/versions", model=model, path=path, limit=1), None)
-    return None if found is None else detail(http, model, found.number)
+def _coming(http: Http, model: str, path: str) -> VersionDetail | None:
+    """The newest version of a path; None while one may come. Raises NothingToCome, Invalid."""
+    if (found := _newest(http, model, path)) is not None:
+        return detail(http, model, found.number)
+    row = _checkpoint(http, model, path)
+    if row is not None and (row.state == "refused" or row.needs_person):
+        raise NothingToCome(model, path, row.state, row.reason)
+    if row is None and not path.endswith("/") and not names.is_candidate(path):
+        folder = f"{path}/"
+        if _newest(http, model, folder) or _checkpoint(http, model, folder):
+            raise Invalid(
+                f"path {path!r} is no checkpoint of {model}, but the folder {folder!r} is: end it with a slash"
+            )
+    return None
+
+
+def _prove_going(found: VersionDetail) -> bool:
+    """False, while a job goes on. Raises NothingToCome where one was set aside: only `rejudge` begins anew."""
+    states = {job.state for job in found.jobs}
+    if "set_aside" in states and not states & {"queued", "running"}:
+        reason = next(job.reason for job in reversed(found.jobs) if job.state == "set_aside")
+        raise NothingToCome(found.model, found.path, "set aside", found.reason or reason)
+    return False
+
+
+def _newest(http: Http, model: str, path: str) -> Version | None:
+    return next(http.pages(Version, "/v1/versions", model=model, path=path, limit=1), None)
+
+
+def _meant(model: str, path: str) -> str:
+    """What may be wrong with a path that was never seen, in words; empty where nothing is."""
+    folders = path.removesuffix("/").split("/")[:-1]
+    if "" in folders or _nfc(model) not in map(_nfc, folders):
+        return f"; it does not lie in the folder of {model}: give its key in the bucket, such as '{model}/run-1/'"
+    if not path.endswith("/") and not names.is_candidate(path):
+        return f"; it is no file of weights, and a folder's path ends with a slash: {path + '/'!r}"
+    return ""
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _checkpoint(http: Http, model: str, path: str) -> Checkpoint | None:
+    """What was seen at the path that is no version."""
+    rows = http.pages(Checkpoint, "/v1/checkpoints", model=model, path=path)
+    return next((row for row in rows if row.path == path), None)  # an older registry does not know `path`
 
 
 def _unsettled(found: VersionDetail | None) -> str:
@@ -141,9 +187,9 @@ def _waits_for(http: Http, model: str, path: str | None, found: VersionDetail | 
     if found is not None:
         running = ", ".join(f"{job.stage} {job.state}" for job in found.jobs if job.state in ("queued", "running"))
         return f"version {found.number} of {model} is still {found.status}" + (running and f" ({running})")
-    waiting = next((row for row in http.pages(Checkpoint, "/v1/checkpoints", model=model) if row.path == path), None)
+    waiting = _checkpoint(http, model, path or "")
     if waiting is None:
-        return f"no checkpoint {path} of {model} was seen in the bucket yet"
+        return f"no checkpoint {path} of {model} was seen in the bucket yet{_meant(model, path or '')}"
     return f"checkpoint {path} of {model} is {waiting.state}: {waiting.reason}"
 
 

@@ -49,6 +49,17 @@ class LeavesNothing(Conflict):
         self.model, self.hosts, self.aliases = model, list(hosts), list(aliases)
 
 
+class NothingToCome(Conflict):
+    """No version comes of the checkpoint at `path` until a person does something; the message says why and what."""
+
+    code = "nothing-to-come"
+
+    def __init__(self, model: str, path: str, state: str, reason: str) -> None:
+        who = "" if state == "refused" else ", and only a person can change that"
+        super().__init__(f"checkpoint {path} of {model} is {state}{who}: {reason}")
+        self.model, self.path, self.state, self.reason = model, path, state, reason
+
+
 class RevisionMismatch(Conflict):
     """If-Match named another revision than the row has."""
 

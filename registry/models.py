@@ -11,12 +11,14 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKeyConstraint,
     Index,
     Integer,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlmodel import Field, SQLModel
@@ -65,6 +67,11 @@ def _counted() -> Any:
     return Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
 
 
+def _flag() -> Any:
+    """False for rows of an older release."""
+    return Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+
+
 class Model(SQLModel, table=True):
     """A named line of versions. `next_version` is taken by UPDATE … RETURNING: never MAX+1, never reused."""
 
@@ -109,6 +116,8 @@ class Checkpoint(SQLModel, table=True):
     reason: str = _prose()
     seen: str = Field(default="", sa_type=_named(limits.ID))
     """Digest of the listing (keys, etags, sizes) that led to this state: the same listing is not looked at again."""
+    needs_person: bool = _flag()
+    """Nothing that is being written will change its state: somebody has to."""
     revision: int = Field(default=1)
     created_at: float = _time()
     updated_at: float = _time()
@@ -162,6 +171,17 @@ class Version(SQLModel, table=True):
     revision: int = Field(default=1)
     created_at: float = _time()
     ready_at: float | None = _time(nullable=True)
+
+
+class Said(SQLModel, table=True):
+    """What is said of a version, by its publisher or by its files: nobody's word but theirs (registry.lineage)."""
+
+    __tablename__ = "said"
+    version_id: int = Field(primary_key=True, foreign_key="version.id")
+    source: str = Field(primary_key=True, sa_type=_named(limits.SHORT))
+    """`publisher` or `files`."""
+    name: str = Field(primary_key=True, sa_type=_named(limits.NAME))
+    value: str = Field(default="", sa_column=Column(columns.Exact(limits.METADATA_VALUE), nullable=False))
 
 
 class CheckpointFile(SQLModel, table=True):

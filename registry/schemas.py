@@ -250,6 +250,10 @@ class VersionDetail(Version):
     """The effective recipe that judges it."""
     recipe_ignored: list[str] = []
     facts: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    """What its publisher said of it (`publish(metadata=…)`, `push --metadata`)."""
+    file_metadata: dict[str, str] = {}
+    """What its weight files say of themselves (safetensors' `__metadata__`)."""
     files: list[File] = []
     variants: list[Variant] = []
     variants_settled: bool = True
@@ -283,6 +287,8 @@ class Checkpoint(Wire):
     state: str
     proof: str = ""
     reason: str = ""
+    needs_person: bool = False
+    """Nothing that is still being written will change this: somebody has to."""
     created_at: datetime
     updated_at: datetime
 
@@ -491,7 +497,7 @@ class Decision(Sent):
 
     reason: limits.Prose = ""
     actor: limits.Actor = ""
-    """Only on an open (loopback) registry; elsewhere the token's name counts."""
+    """What older clients send; the token's name counts."""
     force: bool = False
     """Also where a fleet would be left with nothing to serve (`leaves-nothing`)."""
 
@@ -566,6 +572,15 @@ class StoreAway(Wire):
     since: datetime
 
 
+class SetAside(Wire):
+    """A version whose job was set aside: nothing is known of it, and `rejudge` begins anew."""
+
+    model: str
+    number: int
+    path: str
+    reason: str
+
+
 class Status(Wire):
     """What goes on and what waits: the whole of `weighbridge status`."""
 
@@ -579,6 +594,8 @@ class Status(Wire):
     """Checkpoints that wait or were refused, newest first (up to 100)."""
     open_checkpoints: int = 0
     """How many wait or were refused; `GET /v1/checkpoints` has them in pages."""
+    set_aside: list[SetAside] = []
+    """Newest first (up to 100)."""
     rollouts: list[Rollout]
     hosts: int
     silent: list[SilentHost] = []

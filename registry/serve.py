@@ -32,6 +32,7 @@ from weighbridge.registry.schemas import StoreAddress
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage import private
 from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.private import NotPrivate
 from weighbridge.storage.settings import StorageSettings
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def run(needs: RegistryNeeds, *, migrate: bool = True, ready: Callable[[str], No
     """Serve until SIGTERM or SIGINT; the exit status. Raises what `serve` raises, and StorageError."""
     stop = threading.Event()
     with _signals(stop), contextlib.ExitStack() as parts:
-        data = private.make_folder(needs.data.absolute())
+        data = _data_folder(needs.data.absolute())
         db = Database(needs.database_url)
         parts.callback(db.close)
         notifier = open_notifier(needs.broker.url, needs.broker.channel)
@@ -89,6 +90,17 @@ def run(needs: RegistryNeeds, *, migrate: bool = True, ready: Callable[[str], No
         )
     logger.info("ended")
     return 0
+
+
+def _data_folder(folder: Path) -> Path | None:
+    """The data folder, closed to others; None where none can be made, which is said. Raises NotPrivate."""
+    try:
+        return private.make_folder(folder)
+    except NotPrivate:
+        raise
+    except OSError as error:
+        logger.warning("no data folder %s (%s): commands on this machine need WEIGHBRIDGE_TOKEN", folder, error)
+        return None
 
 
 def store_address(storage: StorageSettings) -> StoreAddress:

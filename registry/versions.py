@@ -225,6 +225,12 @@ def overdue(tx: Session, limit: int = 100) -> list[int]:
     return [row for row in tx.scalars(stuck.union(failed).limit(limit)) if row is not None]
 
 
+def set_aside() -> Any:
+    """The condition of versions that wait for a person, since nobody could judge them."""
+    unjudged = col(Version.status) == VersionStatus.DISCOVERED
+    return and_(unjudged, col(Version.reason).contains(lifecycle.UNFINISHED, autoescape=True))
+
+
 def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str) -> list[Job]:
     """Judge a version anew, by the recipe and the sets that lie there when its judgement begins. Return the jobs.
 

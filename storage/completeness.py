@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
@@ -18,8 +18,9 @@ from typing import Protocol
 
 from weighbridge.storage import names
 from weighbridge.storage.claims import is_claim
-from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
 from weighbridge.storage.index import Index, MalformedIndex, read_index
+from weighbridge.storage.lineage import Lineage, bounded, of_files
 from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import (
     Get,
@@ -44,6 +45,8 @@ from weighbridge.words import counted
 
 QUIET = 30.0
 """Seconds without a change that must do where nobody can tell whether a file has a writer."""
+_RESTS = 60.0
+"""Seconds without a change after which nobody is taken to be writing any more."""
 MAX_OBJECTS = 10_000
 """Objects of one checkpoint; the largest real ones have a few hundred."""
 LARGE = 1 << 20
@@ -74,13 +77,19 @@ class Complete:
     proof: Proof
     files: tuple[Ref, ...]
     reason: str
+    lineage: Lineage = field(default_factory=Lineage)
+    """What its publisher and its files say of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Not whole yet, and more bytes may make it so; `reason` says what is missing."""
+    """Not whole yet, and more bytes may make it so; `reason` says what is missing.
+
+    `needs_person`: nobody writes to it any more, as far as dates tell, so that somebody has to add or change something.
+    """
 
     reason: str
+    needs_person: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ def assess(store: Look, objects: Sequence[ObjectInfo], *, path: str, now: dateti
         with ExitStack() as held:
             verdict = _Assessment(store, path, objects, now or datetime.now(UTC), held).verdict()
     except _Wait as wait:
-        return Waiting(str(wait))
+        return Waiting(str(wait), wait.needs_person)
     except (ObjectNotFound, PreconditionFailed):
         return Waiting(f"{path} changed while it was looked at")
     if isinstance(verdict, Waiting):
@@ -150,6 +159,10 @@ def assess(store: Look, objects: Sequence[ObjectInfo], *, path: str, now: dateti
 
 class _Wait(Exception):
     """The verdict Waiting, from wherever it is found."""
+
+    def __init__(self, reason: str, needs_person: bool = False) -> None:
+        super().__init__(reason)
+        self.needs_person = needs_person
 
 
 class _Assessment:
@@ -177,21 +190,22 @@ class _Assessment:
         manifest = self._root + names.PUBLISHED
         self._prove_written([manifest])
         try:
-            files = read_published(self._store, pin(self._objects[manifest])).files
+            published = read_published(self._store, pin(self._objects[manifest]))
         except MalformedManifest as error:
             if error.truncated:
                 raise _Wait(str(error)) from error
             raise
-        for file in files:
+        for file in published.files:
             self._prove_size(file)
-        keys = [self._root + file.path for file in files]
+        keys = [self._root + file.path for file in published.files]
         self._prove_written(keys)
-        for key in filter(names.is_weights, keys):
-            self._header(key)
+        headers = {key: self._header(key) for key in filter(names.is_weights, keys)}
         ignored = [key for key in self._objects.keys() - {*keys, manifest} if not is_claim(key[len(self._root) :])]
         more = f"; left out, since it does not name them: {len(ignored)}" if ignored else ""
         count = f"{len(keys)} file{'s' * (len(keys) != 1)}"
-        return Complete(Proof.P0, self._pins([*keys, manifest]), f"{names.PUBLISHED} names {count}, all there{more}")
+        reason = f"{names.PUBLISHED} names {count}, all there{more}"
+        said = Lineage(bounded(published.metadata), self._said(headers), bounded(published.tags))
+        return Complete(Proof.P0, self._pins([*keys, manifest]), reason, said)
 
     def _structural(self) -> Verdict:
         """P2: by the headers, and by the index that binds shards together."""
@@ -219,7 +233,10 @@ class _Assessment:
         files = counted(len(headers), "safetensors file")
         bound = ", exactly those of the index" if indexes else ""
         reason = f"{files} with {counted(tensors, 'tensor')}, as long as the headers say{bound}{''.join(notes)}"
-        return Complete(Proof.P2, self._pins(keys), reason)
+        return Complete(Proof.P2, self._pins(keys), reason, Lineage(files=self._said(headers)))
+
+    def _said(self, headers: Mapping[str, Header]) -> dict[str, str]:
+        return of_files((key[len(self._root) :], headers[key].metadata) for key in sorted(headers))
 
     def _without_safetensors(self) -> Verdict:
         foreign = sorted(key for key in self._objects if names.is_other_weights(key))
@@ -267,8 +284,9 @@ class _Assessment:
         parent, slash, name = path.rpartition("/")
         if isinstance(self._store, LocalPath):
             # By name: listing a folder on disk means reading all of it, and it may hold a million files.
-            beside = (parent + slash + other for other in names.marking(name))
-            return next((key for key in beside if _is_there(self._store, key)), None)
+            folder = self._store.local_path(path).parent
+            there = (other for other in names.marking(name) if os.path.lexists(folder / other))
+            return next((parent + slash + other for other in there), None)
         starts = f"{path}." if self._path.endswith("/") else path, f"{path.removesuffix(names.SAFETENSORS)}-unfinished"
         for start in starts:
             for info in islice(self._store.list(start), _NEIGHBOURS):
@@ -336,14 +354,21 @@ class _Assessment:
         if part := next((key for key in strays if names.is_shard(key)), None):
             if not self._path.endswith("/"):
                 raise _Wait(
-                    f"{part} is one of several files: put them and their index into one folder, as a checkpoint"
+                    f"{part} is one of several files: put them and their index into one folder, as a checkpoint",
+                    needs_person=True,
                 )
             raise _Wait(f"{part} is one of several files, and their index ({names.INDEX}) is not there yet")
         if len(strays) > 1:
             raise _Wait(
                 f"{self._path} has {len(strays)} weight files and nothing says that these are all: "
-                "add an index, or use `weighbridge push`"
+                "add an index, or use `weighbridge push`",
+                needs_person=self._rests(),
             )
+
+    def _rests(self) -> bool:
+        """Whether nothing was written here for a while: an index, which is put last, would be here by now."""
+        newest = max(info.modified for info in self._objects.values())
+        return (self._now - newest).total_seconds() > _RESTS
 
     def _header(self, key: str) -> Header:
         try:
@@ -367,13 +392,6 @@ class _Assessment:
 
     def _pins(self, keys: Iterable[str]) -> tuple[Ref, ...]:
         return tuple(pin(self._objects[key]) for key in sorted(keys))
-
-
-def _is_there(store: LocalPath, key: str) -> bool:
-    try:
-        return os.path.lexists(store.local_path(key))
-    except InvalidKey:
-        return False
 
 
 def _identity(info: ObjectInfo) -> tuple[int, str, datetime]:

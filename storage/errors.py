@@ -80,5 +80,9 @@ class InvalidName(StorageError, ValueError):
     """A model's or checkpoint's name breaks the rules; the message says which."""
 
 
+class NotPublishable(InvalidName):
+    """What was to be published is no checkpoint, and nothing was sent; the message names the file and the rule."""
+
+
 class MissingDependency(StorageError, ImportError):
     """An optional package is not installed; the message names the extra to install."""

@@ -39,6 +39,7 @@ UNFINISHED = (
 
 BESIDE = (*UNFINISHED, "_.gstmp", ".st", ".bc!", ".td", "~")
 """The same for a name that is another's with this end: these say so only beside that other (`x.safetensors.st`)."""
+_SPELLED = sorted({way for end in BESIDE for way in (end, end.upper(), end.title(), end[:2] + end[2:].title())})
 
 _STAGED = re.compile(r"tmp-checkpoint-\d+|.*\.orbax-checkpoint-tmp(-\d+)?")
 """Whole names under which trainers write a folder before they rename it."""
@@ -119,9 +120,8 @@ def marks(name: str, other: str) -> bool:
 
 def marking(name: str) -> list[str]:
     """The names that mark `name` unfinished, in the spellings that tools write, for stores that are asked by name."""
-    ends = {spelled for end in BESIDE for spelled in (end, end.upper(), end.title(), end[:2] + end[2:].title())}
     stem = name.removesuffix(SAFETENSORS)
-    return [*(name + end for end in sorted(ends)), f"{stem}-unfinished", f"{stem}-unfinished.txt"]
+    return [*(name + end for end in _SPELLED), f"{stem}-unfinished", f"{stem}-unfinished.txt"]
 
 
 def suffix(name: str) -> str:

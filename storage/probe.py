@@ -23,12 +23,21 @@ from weighbridge.storage.errors import (
 )
 from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import Degrading, Move, ObjectInfo, OpenUploads, OpenWriter, Parts, Store
+from weighbridge.storage.protocols import (
+    Degrading,
+    Move,
+    ObjectInfo,
+    OpenUploads,
+    OpenWriter,
+    Parts,
+    PassedOver,
+    Store,
+)
 
 SCRATCH = ".doctor-"
 """What names of scratch objects begin with."""
-_OBJECTS, _TRIES = 200, 5
-"""Objects that are listed, and those that are tried, until one can be read."""
+_OBJECTS, _TRIES = 1000, 5
+"""Objects that are listed, and those that are tried until one can be read."""
 
 
 class Call(StrEnum):
@@ -57,15 +66,18 @@ class Tried:
 
 
 def reading(store: Store, prefix: str) -> Iterator[Tried]:
-    """Try what reads below a prefix, which is empty or ends in `/`."""
-    found: list[ObjectInfo] = []
-    listed = _try(store, Call.LIST, prefix, lambda: found.extend(islice(store.list(prefix), _OBJECTS)))
+    """Try what reads below a prefix, empty or ending in `/`. A part that cannot be listed is a LIST of its own."""
+    found: list[ObjectInfo | PassedOver] = []
+    listed = _try(store, Call.LIST, prefix, lambda: found.extend(islice(store.survey(prefix), _OBJECTS)))
     yield listed
-    keys = [info.key for info in found if info.size][:_TRIES]
+    passed = (Tried(Call.LIST, one.key, one.error) for one in found if isinstance(one, PassedOver) and one.error)
+    yield from islice(passed, _TRIES)
+    keys = [info.key for info in found if isinstance(info, ObjectInfo) and info.size][:_TRIES]
     if listed.error is None:  # to keys that may not list, S3 says of what is not there that it is forbidden
-        yield _first_read(store, keys, _scratch(prefix))
-    if isinstance(store, OpenWriter) and keys:
-        yield _try(store, Call.WRITERS, keys[0], lambda: store.has_writer(keys[0]))
+        read = _first_read(store, keys, _scratch(prefix))
+        yield read
+        if isinstance(store, OpenWriter) and keys and read.error is None:
+            yield _try(store, Call.WRITERS, read.key, lambda: store.has_writer(read.key))
     if isinstance(store, OpenUploads):
         yield _try(store, Call.UPLOADS, prefix, lambda: store.uploads(prefix))
 

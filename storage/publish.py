@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from weighbridge.storage import claims, names
+from weighbridge.storage import claims, lineage, names
+from weighbridge.storage.arrays import Tensors
 from weighbridge.storage.claims import Claim
-from weighbridge.storage.errors import (
-    AlreadyPublished,
-    InvalidName,
-    MissingDependency,
-    ObjectNotFound,
-    PreconditionFailed,
-)
-from weighbridge.storage.keys import check_key
+from weighbridge.storage.errors import AlreadyPublished, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.protocols import Store
 from weighbridge.storage.published import Published, PublishedFile
+from weighbridge.storage.sources import gathered
 from weighbridge.storage.streaming import DigestingReader, digest_bytes
-
-Tensors = Mapping[str, Any]
-"""Arrays by tensor name: numpy arrays, torch tensors, or whatever numpy can make an array of."""
 
 Progress = Callable[[str, int, int], None]
 """Called as bytes are sent: the file's path, the bytes of all files done so far, the bytes of all files."""
@@ -54,21 +44,24 @@ def publish(
     store: Store,
     golden: Path | str | Tensors | None = None,
     metadata: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PublishResult:
     """Write the checkpoint `<model>/<name>/` and, last, the manifest that makes it complete.
 
     `source` is a safetensors file, a folder, or tensors by name; `golden` is a file or arrays named `input.<name>` and
-    `output.<name>`. A try that broke off can be repeated under the same name; of several at once one publishes, and the
-    others send nothing.
-    Raises InvalidName, AlreadyPublished, MissingDependency (tensors need safetensors), and what the store raises.
+    `output.<name>`. `metadata` (a commit, a run) is kept with the version, `tags` become its tags. A try that broke off
+    can be repeated under the same name; of several at once one publishes, and the others send nothing.
+    Raises, before anything is sent, InvalidName, NotPublishable, InvalidMetadata, AlreadyPublished, MissingDependency
+    (tensors need safetensors); and what the store raises.
     """
     folder = f"{names.check_model(model)}/{names.check_checkpoint(name)}/"
+    said, wished = lineage.check(metadata, "metadata"), lineage.check(tags, "tag")
     _prove_free(store, folder)
-    with _gathered(source, golden) as paths, _claimed(store, folder) as claim:
+    with gathered(source, golden) as paths, _claimed(store, folder) as claim:
         _prove_free(store, folder)  # again: one may have ended while this one claimed the name
         files = _send(store, folder, paths, claim, progress)
-        manifest = Published(files=files, metadata=dict(metadata or {})).canonical()
+        manifest = Published(files=files, metadata=said, tags=wished).canonical()
         try:
             store.put(folder + names.PUBLISHED, manifest, if_none_match=True)
         except PreconditionFailed as error:
@@ -112,75 +105,6 @@ def _send(
         sent.append(PublishedFile(path=path, size=reader.size, digest=reader.digest))
     claim.prove()
     return tuple(sent)
-
-
-@contextmanager
-def _gathered(source: Path | str | Tensors, golden: Path | str | Tensors | None) -> Iterator[dict[str, Path]]:
-    """The files to send, by their path in the checkpoint; tensors become temporary files."""
-    with tempfile.TemporaryDirectory(prefix="weighbridge-publish-") as scratch:
-        paths = _files(source, Path(scratch))
-        if golden is not None:
-            paths[names.GOLDEN] = _one_file(golden, Path(scratch) / names.GOLDEN)
-        if not any(names.is_weights(path) or names.is_other_weights(path) for path in paths):
-            raise InvalidName(f"there are no weights in {source}: no {names.SAFETENSORS} file")
-        yield paths
-
-
-def _files(source: Path | str | Tensors, scratch: Path) -> dict[str, Path]:
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        return {path: file for path, file in _walk(Path(source)) if path != names.PUBLISHED}
-    file = _one_file(source, scratch / "model.safetensors")
-    if file.name in names.RESERVED:
-        raise InvalidName(f"{file.name} is a reserved name, not a checkpoint")
-    return {file.name: file}
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a folder by their relative path, without dot-names and unfinished files."""
-    for file in sorted(folder.rglob("*")):
-        path = file.relative_to(folder).as_posix()
-        if file.is_file() and not names.is_hidden(path) and not names.is_unfinished(path):
-            yield check_key(path), file
-
-
-def _one_file(source: Path | str | Tensors, scratch: Path) -> Path:
-    if isinstance(source, Mapping):
-        _save(source, scratch)
-        return scratch
-    file = Path(source)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file or folder {file}")
-    check_key(file.name)
-    return file
-
-
-def _save(tensors: Tensors, path: Path) -> None:
-    try:
-        if any(hasattr(tensor, "detach") for tensor in tensors.values()):
-            import safetensors.torch
-
-            safetensors.torch.save_file(_separate(tensors), path, metadata={"format": "pt"})
-        else:
-            import numpy as np
-            import safetensors.numpy
-
-            arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-            safetensors.numpy.save_file(arrays, path)
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "publishing tensors needs safetensors: pip install 'weighbridge[engine]', or publish a file"
-        ) from error
-
-
-def _separate(tensors: Tensors) -> dict[str, Any]:
-    """Tensors on the CPU, each with memory of its own: tied weights are written twice, as safetensors wants it."""
-    separate, seen = {}, set()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        separate[name] = plain.clone() if pointer in seen else plain
-        seen.add(pointer)
-    return separate
 
 
 def _prove_free(target: Store, folder: str) -> None:

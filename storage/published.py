@@ -45,6 +45,8 @@ class Published(BaseModel):
     files: tuple[PublishedFile, ...] = Field(min_length=1)
     metadata: dict[str, str] = Field(default_factory=dict)
     """The publisher's own notes: a commit, a run, an author."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags that the version shall have from the beginning."""
 
     @model_validator(mode="after")
     def _check_paths(self) -> Self:

@@ -25,6 +25,7 @@ _WRONG_KEYS = {
     *("AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId"),
     *("SignatureDoesNotMatch", "RequestTimeTooSkewed", "AccountProblem", "NotSignedUp", "401"),
 }
+_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 _DENIED = {"AccessDenied", "Forbidden", "403"}
 _UNKNOWN_CALL = {"NotImplemented", "XNotImplemented", "MethodNotAllowed", "UnsupportedOperation", "405", "501"}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "507"}
@@ -93,6 +94,8 @@ def _of_response(error: boto.ClientError, what: str, key: str | None) -> Storage
         return PreconditionFailed(f"{what}: the condition does not hold ({code})", key=key)
     if code in _WRONG_KEYS or status == 401:
         return AccessDenied(f"{what}: the store refused the credentials ({code})", key=key)
+    if code in _ELSEWHERE:
+        return AccessDenied(f"{what}: the bucket is in another region ({code}): set storage.s3.region", key=key)
     if code in _UNKNOWN_CALL or status in (405, 501):
         return NotSupported(f"{what}: the store does not support {error.operation_name} ({code or status})", key=key)
     if code == "InvalidObjectState":

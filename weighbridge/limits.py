@@ -18,6 +18,11 @@ TAG_KEY: Final = 255
 TAG_VALUE: Final = 5000
 TAGS: Final = 200
 """Of one model or version."""
+METADATA: Final = 64
+"""Entries of what one source (its publisher, its files) says of a version."""
+METADATA_VALUE: Final = 4000
+METADATA_TEXT: Final = 32_000
+"""Names and values of one source together."""
 ALIASES: Final = 1000
 """Of one model."""
 ACTOR: Final = 255

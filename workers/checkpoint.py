@@ -27,6 +27,8 @@ from weighbridge.workers.taking import Taken
 
 MAX_CONFIG = 4 << 20
 """Bytes of a configuration file that is searched for code; a larger one is not provably safe."""
+_MAX_GOLDEN_ROWS = 65_536
+"""The program answers all of them at once; of no bytes each there could be any number."""
 _CODE = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"})
 _CODE_KEYS = frozenset({"auto_map", "_target_", "custom_pipelines"})
 _CODE_ENDING = "_internal"
@@ -163,7 +165,10 @@ def _golden(source: Get, refs: Mapping[str, Ref]) -> bytes | None:
         return None
     if ref.size > 64 << 20:
         raise Unsafe(f"{names.GOLDEN} has {ref.size:,} bytes, at most {64 << 20:,} are read")
-    read_header(source, ref)
+    for name, tensor in read_header(source, ref).tensors.items():
+        if 0 in tensor.shape or tensor.shape[:1] > (_MAX_GOLDEN_ROWS,):
+            rule = f"a golden has between one and {_MAX_GOLDEN_ROWS:,} rows, and none is empty"
+            raise Unsafe(f"{names.GOLDEN}: {name} has the shape {list(tensor.shape)}: {rule}")
     return source.get(ref.key, if_match=ref)
 
 

@@ -23,7 +23,14 @@ MAX_RECIPE = 256 << 10
 
 
 class Unfit(StorageError):
-    """What would judge is being written, or is wrong; the message names the file and the fault."""
+    """What would judge is being written, or is wrong; the message names the file and the fault.
+
+    With `needs_person` it stays so until somebody mends it.
+    """
+
+    def __init__(self, reason: str, needs_person: bool = False) -> None:
+        super().__init__(reason)
+        self.needs_person = needs_person
 
 
 def beside(store: Store, folders: Sequence[str]) -> Judges:
@@ -50,13 +57,13 @@ def _recipe(store: Store, keys: Sequence[str]) -> str | None:
     if found is None:
         return None
     if found.size > MAX_RECIPE:
-        raise Unfit(f"{found.key} has {found.size:,} bytes; a recipe has at most {MAX_RECIPE:,}")
+        raise Unfit(f"{found.key} has {found.size:,} bytes; a recipe has at most {MAX_RECIPE:,}", needs_person=True)
     try:
         text = store.get(found.key, if_match=found)
     except (ObjectNotFound, PreconditionFailed) as error:
         raise Unfit(f"{found.key} changed while it was read") from error
     if (wrong := _wrong(text, found.key)) is not None:
-        raise Unfit(f"the recipe is invalid: {wrong}")
+        raise Unfit(f"the recipe is invalid: {wrong}", needs_person=True)
     return text.decode()
 
 
@@ -77,7 +84,7 @@ def _dataset(store: Store, keys: Sequence[str], which: str) -> Ref | None:
     try:
         read_header(store, found)
     except (ShortFile, MalformedHeader) as error:
-        raise Unfit(f"the {which} set is not whole: {error}") from error
+        raise Unfit(f"the {which} set is not whole: {error}", isinstance(error, MalformedHeader)) from error
     except (ObjectNotFound, PreconditionFailed) as error:
         raise Unfit(f"{found.key} changed while it was read") from error
     return found
@@ -87,7 +94,7 @@ def _only(store: Store, keys: Sequence[str]) -> Ref | None:
     """The one of these files that is there. Raises Unfit where there are two: which of them is meant is not guessed."""
     there = [found for key in keys if (found := _settled(store, key)) is not None]
     if len(there) > 1:
-        raise Unfit(f"{there[0].key} and {there[1].key} are both there: keep the one that is meant")
+        raise Unfit(f"{there[0].key} and {there[1].key} are both there: keep the one that is meant", True)
     return there[0] if there else None
 
 

@@ -12,7 +12,7 @@ from sqlmodel import SQLModel, col
 from starlette.concurrency import run_in_threadpool
 
 from weighbridge import __version__, limits
-from weighbridge.registry import checkpoints, events, hosts, presence, rollouts, schemas
+from weighbridge.registry import checkpoints, events, hosts, presence, rollouts, schemas, versions
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Reader
 from weighbridge.registry.api.context import Context, Ctx, Limit, ModelFilter, NumberCursor, Wait
@@ -81,21 +81,30 @@ def list_checkpoints(
     limit: Limit,
     model: ModelFilter = None,
     state: CheckpointState | None = None,
+    path: Annotated[str | None, Query(max_length=limits.PATH)] = None,
     after: NumberCursor = None,
 ) -> schemas.Page[schemas.Checkpoint]:
     """What lies in the bucket and is no version (yet), newest first; `state=complete` for those that are."""
     with ctx.db.read() as tx:
-        rows = _checkpoints(tx, limit, model=model, state=state, before=after)
+        rows = _checkpoints(tx, limit, model=model, state=state, path=path, before=after)
     cursors, items = [number for number, _ in rows], [view for _, view in rows]
     return pages.page(items, cursors, limit=limit, most_bytes=ctx.settings.page_bytes)
 
 
 def _checkpoints(
-    tx: Session, limit: int, *, model: str | None = None, state: str | None = None, before: int | None = None
+    tx: Session,
+    limit: int,
+    *,
+    model: str | None = None,
+    state: str | None = None,
+    path: str | None = None,
+    before: int | None = None,
 ) -> list[tuple[int | None, schemas.Checkpoint]]:
     found = select(Checkpoint).where(col(Checkpoint.state).in_([state] if state else _OPEN))
     if model is not None:
         found = found.where(col(Checkpoint.model) == model)
+    if path is not None:
+        found = found.where(col(Checkpoint.path) == path)
     if before is not None:
         found = found.where(col(Checkpoint.id) < before)
     rows = tx.scalars(found.order_by(col(Checkpoint.id).desc()).limit(limit))
@@ -113,6 +122,7 @@ def get_status(ctx: Ctx, _: Reader) -> schemas.Status:
             jobs=_counts(tx, Job, col(Job.state)),
             waiting=[view for _, view in _checkpoints(tx, _SHOWN)],
             open_checkpoints=checkpoints.count_open(tx),
+            set_aside=_set_aside(tx),
             rollouts=views.rollout_list(tx, rollouts.listing(tx, going=True, limit=_SHOWN)),
             hosts=hosts.count(tx),
             silent=views.silent_hosts(tx, ctx.settings.silent_seconds),
@@ -120,6 +130,13 @@ def get_status(ctx: Ctx, _: Reader) -> schemas.Status:
             daemon_silent_seconds=presence.daemon_silent(tx),
             last_seq=events.last(tx),
         )
+
+
+def _set_aside(tx: Session) -> list[schemas.SetAside]:
+    columns = (col(Model.name), col(Version.number), col(Version.path), col(Version.reason))
+    found = select(*columns).join(Model, col(Model.id) == col(Version.model_id)).where(versions.set_aside())
+    rows = tx.execute(found.order_by(col(Version.id).desc()).limit(_SHOWN))
+    return [schemas.SetAside(model=row[0], number=row[1], path=row[2], reason=row[3]) for row in rows]
 
 
 def _counts(tx: Session, table: type[SQLModel], column: Any) -> dict[str, int]:

@@ -14,7 +14,7 @@ from sqlalchemy import select, tuple_
 from sqlmodel import SQLModel, col
 
 from weighbridge import limits
-from weighbridge.registry import catalog, rollouts, schemas, stored, variants, versions
+from weighbridge.registry import catalog, lineage, rollouts, schemas, stored, variants, versions
 from weighbridge.registry.db import Session, clock
 from weighbridge.registry.hosts import is_silent
 from weighbridge.registry.models import (
@@ -109,6 +109,8 @@ def version_detail(tx: Session, row: Version) -> schemas.VersionDetail:
         **_version_fields(tx, [row])[0],
         recipe=recipe.effective if recipe else None,
         recipe_ignored=recipe.ignored if recipe else [],
+        metadata=lineage.of(tx, row.id, lineage.PUBLISHER),
+        file_metadata=lineage.of(tx, row.id, lineage.FILES),
         files=[schemas.File(**file.model_dump()) for file in versions.files(tx, row.id)],
         variants=_variants(tx, row),
         variants_settled=variants.settled(tx, row.id),

@@ -15,12 +15,13 @@ from blake3 import blake3
 from fixtures.api import Api, Start, put_ready, sqlite_only, waits_noticed
 from fixtures.registry import record, work
 
-from weighbridge.registry import checkpoints
+from weighbridge.registry import checkpoints, jobs
 from weighbridge.registry.client import Client
 from weighbridge.registry.errors import (
     Conflict,
     Invalid,
     NotFound,
+    NothingToCome,
     RegistryError,
     RevisionMismatch,
     Unauthorized,
@@ -364,3 +365,69 @@ def test_a_template_is_uploaded(api: Api, folder: Path) -> None:
     digest = blake3(CONTENT).hexdigest()
     assert b"".join(client.stream_blob(digest, 5_000_000)) == CONTENT[5_000_000:]
     assert list(client.stream_blob(digest, len(CONTENT))) == []
+
+
+@sqlite_only
+def test_waiting_ends_at_once_where_only_a_person_can_help(api: Api) -> None:
+    """A refused checkpoint, and one whose recipe is invalid: the reason is in the error, and no time passes."""
+    client = api.client()
+    with api.db.transaction() as tx:
+        checkpoints.refused(tx, "digits", "digits/m.pt", reason="publish safetensors", seen="s")
+        checkpoints.waiting(tx, "digits", "digits/x/", reason="line 3: no gate", seen="s", needs_person=True)
+        checkpoints.waiting(tx, "digits", "digits/y/", reason="2 of 4 shards", seen="s")
+    with pytest.raises(NothingToCome, match=r"digits/m\.pt of digits is refused: publish safetensors") as refused:
+        client.wait("digits", path="digits/m.pt")
+    assert (refused.value.state, refused.value.reason) == ("refused", "publish safetensors")
+    with pytest.raises(NothingToCome, match="only a person can change that: line 3"):
+        client.wait("digits", path="digits/x/")
+    with pytest.raises(TimeoutError, match="2 of 4 shards"):
+        client.wait("digits", path="digits/y/", timeout=0.01)
+
+
+@sqlite_only
+def test_waiting_ends_where_a_job_was_set_aside(api: Api) -> None:
+    """It ended two workers, and only a person begins it anew; while it is done again, it is waited for."""
+    client = api.client()
+    with api.db.transaction() as tx:
+        recorded = record(tx, "a")
+        claim = jobs.claim(tx, recorded.jobs[0].id, owner="w", lease_seconds=60)
+        assert claim is not None
+        jobs.set_aside(tx, claim, "it ended two workers")
+    with pytest.raises(NothingToCome, match=r"set aside.*ended two workers"):
+        client.wait("digits", version=1)
+    client.rejudge("digits", 1)
+    with pytest.raises(TimeoutError):
+        client.wait("digits", version=1, timeout=0.01)
+
+
+def test_waiting_ends_when_a_checkpoint_turns_out_to_need_a_person(api: Api) -> None:
+    """Also later, and where neither its state nor its reason changes."""
+    client = api.client()
+    with api.db.transaction() as tx:
+        checkpoints.waiting(tx, "digits", "digits/x/", reason="no index", seen="s")
+    with ThreadPoolExecutor(1) as pool, waits_noticed() as noticed:
+        waiting = pool.submit(client.wait, "digits", path="digits/x/", timeout=30)
+        assert noticed.wait(20)
+        with api.db.transaction() as tx:
+            checkpoints.waiting(tx, "digits", "digits/x/", reason="no index", seen="s", needs_person=True)
+        api.notifier.ring("events")
+        with pytest.raises(NothingToCome, match="no index"):
+            waiting.result(20)
+
+
+@sqlite_only
+def test_a_folders_path_without_its_slash_is_said_to_lack_it(api: Api) -> None:
+    """At once where the folder was seen; otherwise with the reason for which it waited in vain."""
+    client = api.client()
+    with pytest.raises(TimeoutError, match=r"ends with a slash: 'digits/run-1/'"):
+        client.wait("digits", path="digits/run-1", timeout=0.01)
+    with pytest.raises(TimeoutError, match=r"not lie in the folder of digits"):
+        client.wait("digits", path="run-1/", timeout=0.01)
+    with api.db.transaction() as tx:
+        checkpoints.waiting(tx, "digits", "digits/run-1/", reason="2 of 4 shards", seen="s")
+    with pytest.raises(Invalid, match=r"the folder 'digits/run-1/' is: end it with a slash"):
+        client.wait("digits", path="digits/run-1")
+    with api.db.transaction() as tx:
+        record(tx, "b", path="digits/run-2/")
+    with pytest.raises(Invalid, match=r"'digits/run-2/'"):
+        client.wait("digits", path="digits/run-2")

@@ -229,6 +229,8 @@ def test_a_validation_that_ends_its_workers_is_no_verdict(database: Database) ->
     version = look(database)
     assert version.status == "discovered"
     assert version.reason.startswith("validate did not finish: set aside: 2 workers ended in the middle of it")
+    with database.read() as tx:
+        assert list(tx.scalars(select(col(Version.number)).where(versions.set_aside()))) == [1]
     rejudge(database)
     with pytest.raises(Conflict, match="is being judged"):
         rejudge(database)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from weighbridge.storage import probe
 from weighbridge.storage.errors import InvalidKey, ObjectNotFound, PreconditionFailed
 from weighbridge.storage.pins import pin
+from weighbridge.storage.probe import Call
 from weighbridge.storage.protocols import Store
 
 BIG = os.urandom(1 << 20) * 11 + b"end"  # three parts of an S3 upload, the last one short
@@ -249,3 +251,12 @@ def test_a_store_says_where_it_is_and_that_it_answers(any_store: Store) -> None:
     assert any_store.url.split("://")[0] in ("memory", "file", "s3")
     assert "weighbridge" not in any_store.url.lower() or any_store.url.startswith("file")
     any_store.check()
+
+
+def test_every_call_that_the_doctor_tries_works_and_leaves_nothing(any_store: Store) -> None:
+    """Those that read, on what is there; those that write, on scratch objects that are gone afterwards."""
+    any_store.put("digits/a.safetensors", b"0123456789")
+    tries = [*probe.reading(any_store, "digits/"), *probe.writing(any_store, "digits/")]
+    assert [tried for tried in tries if tried.error is not None] == []
+    assert {Call.LIST, Call.READ, Call.WRITE, Call.ONCE, Call.RENAME, Call.DELETE} <= {tried.call for tried in tries}
+    assert keys(any_store) == ["digits/a.safetensors"]

@@ -151,7 +151,7 @@ def test_what_the_heartbeat_raises_ends_the_child(bench: Bench) -> None:
 
     with pytest.raises(Lost):
         bench.weigh("many.safetensors", beat=lost)
-    assert not psutil.Process(bench.nursery.pid).children()
+    until("no child is left", lambda: not psutil.Process(bench.nursery.pid).children())
 
 
 def test_a_nursery_that_is_killed_is_started_again(bench: Bench) -> None:

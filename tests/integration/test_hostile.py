@@ -48,6 +48,7 @@ def test_a_hostile_checkpoint_is_a_verdict(bench: Bench, sample: Sample) -> None
     assert (size < BYTES, seconds < SECONDS) == (True, True), (size, seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [200_000])
 def test_the_most_tensors_are_read_in_time(bench: Bench, count: int) -> None:
     """A header as large as any that is accepted costs seconds and megabytes, and is no fault."""

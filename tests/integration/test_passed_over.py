@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import pytest
 from fixtures.checkpoints import safetensors, sharded
 from fixtures.odd_files import as_nobody, deep_folders
 from fixtures.watched import Watched
+from fixtures.worker import until
 
 from weighbridge.daemon.loops import Idle
 from weighbridge.registry import catalog
@@ -21,10 +23,12 @@ from weighbridge.registry.db import Database
 from weighbridge.registry.models import Recipe
 from weighbridge.storage import completeness
 from weighbridge.storage.errors import AccessDenied, ObjectArchived, StorageUnavailable
+from weighbridge.storage.events import ObjectEvent
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.protocols import ObjectInfo, Ref
 from weighbridge.storage.s3 import S3Store
+from weighbridge.storage.watch import FolderWatch
 
 ONE = safetensors()
 NFC, NFD = (unicodedata.normalize(form, "modèle") for form in ("NFC", "NFD"))
@@ -414,3 +418,31 @@ def test_shards_of_a_real_checkpoint_are_still_whole(watched: Watched) -> None:
         watched.store.put(f"m/run/{name}", data)
     listed(watched)
     assert len(watched.versions()) == 1
+
+
+def test_a_copied_output_folders_link_is_no_version_of_its_own(folder: Watched, tmp_path: Path) -> None:
+    """`latest -> checkpoint-2`, copied under a real watch: by events and by listings a link is resolved by one rule."""
+    out = tmp_path / "out"
+    for number in (1, 2):
+        (out / f"checkpoint-{number}").mkdir(parents=True)
+        data = safetensors({"w": ("U8", [1], bytes([number]))})
+        (out / f"checkpoint-{number}/model.safetensors").write_bytes(data)
+    (out / "latest").symlink_to("checkpoint-2")
+    (out / "best.safetensors").symlink_to("checkpoint-1/model.safetensors")
+    told: list[ObjectEvent] = []
+    with FolderWatch(tmp_path / "drops", told.append):
+        for number in range(4):
+            shutil.copytree(out, tmp_path / f"drops/net{number}", symlinks=True)
+        copied = {f"net{number}/" for number in range(4)}
+        until("the copies are heard of", lambda: copied <= {event.key for event in told})
+        folder.store.put("last/a.safetensors", ONE)
+        until("and what came after them", lambda: any(event.key.startswith("last/") for event in told))
+    for event in told:
+        folder.intake.tell(event)
+    for prefix in folder.requested:
+        folder.listing.run(prefix, Idle())
+    folder.settle()
+    listed(folder)
+    assert not [path for path in folder.states() if "latest" in path]
+    paths = sorted(version.path for version in folder.versions() if version.path.startswith("net0/"))
+    assert paths == ["net0/best.safetensors", "net0/checkpoint-1/", "net0/checkpoint-2/"]

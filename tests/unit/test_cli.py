@@ -6,17 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from fixtures.checkpoints import safetensors
 from typer.testing import CliRunner
 
-from weighbridge.cli import exits, main, output, session, template, transfer
+from weighbridge.cli import exits, main, output, session, template, transfer, versions
 from weighbridge.cli.app import app
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.registry import errors
+from weighbridge.registry.schemas import VersionDetail
 from weighbridge.settings import ConfigError
 from weighbridge.storage import errors as storage_errors
 from weighbridge.storage.publish import PublishResult
@@ -131,9 +134,7 @@ def test_config_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 def test_push_publishes_a_folder_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The weights, and last the manifest that makes them complete; the same name again is refused."""
-    from safetensors.numpy import save_file
-
-    save_file({}, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(safetensors())
     (tmp_path / "drops").mkdir()
     push = [
         "push",
@@ -150,6 +151,40 @@ def test_push_publishes_a_folder_checkpoint(tmp_path: Path, capsys: pytest.Captu
     assert sorted(path.name for path in (tmp_path / "drops/m/one").iterdir()) == ["w.safetensors", "weighbridge.json"]
     assert main(push) == Exit.REFUSED
     assert "already published" in capsys.readouterr().err
+
+
+def test_push_keeps_metadata_and_tags(tmp_path: Path) -> None:
+    """Each option as often as one likes; what is no pair, or is there twice, is wrong usage, and nothing is put."""
+    (tmp_path / "w.safetensors").write_bytes(safetensors())
+    (tmp_path / "drops").mkdir()
+    push = [
+        "push",
+        str(tmp_path / "w.safetensors"),
+        "--model",
+        "m",
+        "--name",
+        "one",
+        "--store",
+        str(tmp_path / "drops"),
+    ]
+    for wrong in (["--metadata", "commit"], ["--tag", "=x"], ["--metadata", "a=1", "--metadata", "a=2"]):
+        assert main([*push, *wrong]) == Exit.USAGE
+    assert list((tmp_path / "drops").iterdir()) == []
+    assert main([*push, "--metadata", "commit=1f3a", "--metadata", "note=a=b", "--tag", "owner=ann"]) == Exit.OK
+    manifest = json.loads((tmp_path / "drops/m/one/weighbridge.json").read_bytes())
+    assert manifest["metadata"] == {"commit": "1f3a", "note": "a=b"}
+    assert manifest["tags"] == {"owner": "ann"}
+
+
+def test_push_of_what_can_only_be_refused_puts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pickle, whatever it is called, is wrong usage in one line."""
+    (tmp_path / "drops").mkdir()
+    for name, content in (("model.pt", b"PK\x03\x04"), ("model.safetensors", b"\x80\x04]q\x00.")):
+        (tmp_path / name).write_bytes(content)
+        push = ["push", str(tmp_path / name), "--model", "m", "--store", str(tmp_path / "drops")]
+        assert main(push) == Exit.USAGE
+        assert name in capsys.readouterr().err
+    assert list((tmp_path / "drops").iterdir()) == []
 
 
 def test_push_below_a_prefix_waits_for_the_path_as_the_daemon_sees_it() -> None:
@@ -193,6 +228,17 @@ def test_a_factory_that_is_not_there(reference: str, code: Exit) -> None:
     with pytest.raises(Failed) as caught:
         template._make(reference)
     assert caught.value.code == code
+
+
+def test_show_says_who_says_what_of_a_version() -> None:
+    """Metadata never looks like what the registry knows: a publisher's `status` is a publisher's."""
+    now = datetime.now(UTC)
+    found = VersionDetail(
+        model="m", number=1, status="rejected", revision=1, created_at=now,
+        metadata={"status": "ready"}, file_metadata={"status": "best"},
+    )  # fmt: skip
+    shown = [(name, value) for name, value in versions._head(found) if "status" in name]
+    assert shown == [("status", "rejected"), ("publisher says: status", "ready"), ("files say: status", "best")]
 
 
 def test_values_from_a_bucket_are_never_read_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +291,7 @@ print(*[main(arguments.split()) for arguments in sys.argv[1:]], file=sys.stderr)
 def test_the_base_install_is_the_client_and_the_command_line(tmp_path: Path) -> None:
     """Without any extra: settings, pushing files and the doctor's local checks work; what needs more says what."""
     (tmp_path / "drops").mkdir()
-    (tmp_path / "w.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (tmp_path / "w.safetensors").write_bytes(safetensors())
     lines = ["config", "push w.safetensors --model m", "doctor --only storage", "daemon", "demo"]
     done = subprocess.run(
         [sys.executable, "-c", BASE_ONLY, *lines], capture_output=True, text=True, timeout=60, check=False

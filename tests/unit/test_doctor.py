@@ -18,6 +18,7 @@ from weighbridge.cli.session import Session
 from weighbridge.storage import errors, lease
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.memory import MemoryStore
+from weighbridge.storage.protocols import PassedOver
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,23 @@ def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
     [wrong] = [one for one in store.tried(folder, "", Place.WATCHED, {Role.PUBLISH}, {Role.PUBLISH}) if not one.ok]
     assert f"let user {os.geteuid()} write and search (-wx) in {tmp_path}" in wrong.fix
     assert "`push` and `publish`" in wrong.fix
+
+
+def test_a_part_that_cannot_be_listed_is_named_and_keeps_nothing_from_being_tried() -> None:
+    """A folder of somebody else in the watched one is found, beside what is well."""
+
+    class Partly(MemoryStore):
+        def survey(self, prefix: str = "") -> Iterator[Any]:
+            refused = errors.AccessDenied("lost+found: Permission denied", key="lost+found/")
+            yield PassedOver("lost+found/", "Permission denied", refused)
+            yield from self.list(prefix)
+
+    partly = Partly()
+    partly.put("digits/a.safetensors", b"1234")
+    found = list(store.tried(partly, "", Place.WATCHED, {Role.DAEMON}, {Role.DAEMON}))
+    [wrong] = [one for one in found if not one.ok]
+    assert "cannot list objects: lost+found" in wrong.what
+    assert any("digits/a.safetensors can be read" in one.what for one in found if one.ok)
 
 
 def test_a_file_system_whose_writers_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,7 @@ def test_a_gate_without_evidence_is_not_passed(bench: Bench) -> None:
         ({"pixels": np.zeros((ROWS, 63), np.float32)}, "shape must be"),
         ({"pixels": np.zeros((ROWS, 64), ml_dtypes.bfloat16)}, "datatype must be FP32"),
         ({"pixels": np.zeros((0, 64), np.float32), "labels": np.zeros(0, np.int64)}, "no rows"),
+        ({"pixels": np.zeros((4, 0), np.float32), "labels": np.zeros(4, np.int64)}, "its rows are empty"),
     ],
 )
 def test_a_bad_set_is_named(bench: Bench, change: dict[str, Any], rule: str) -> None:

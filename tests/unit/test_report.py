@@ -142,6 +142,12 @@ def test_a_version_with_little_known_says_what_is_not_known(measured: bool) -> N
     assert "No gate has judged" in said
 
 
+def test_what_is_said_of_a_version_is_shown_as_what_it_is(whole: str) -> None:
+    """The publisher's words and the files' words, each as theirs, and as text."""
+    assert "Its publisher says: commit: 1f3a9c; who: &lt;b&gt;ann&lt;/b&gt;." in whole
+    assert "Its files say of themselves: format: pt." in whole
+
+
 def test_many_layers_become_a_strip() -> None:
     """Two hundred layers by name would be a wall: the picture becomes a heat map, the table keeps them all."""
     html = page.render(subject([f"blocks.{number}.weight" for number in range(200)]))

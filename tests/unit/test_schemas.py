@@ -17,7 +17,7 @@ DERIVED: dict[str, set[str]] = {
     "Version": {"model", "aliases", "tags"},
     "VersionDetail": {
         *("model", "aliases", "tags", "recipe", "recipe_ignored"),
-        *("files", "variants", "variants_settled", "jobs"),
+        *("files", "variants", "variants_settled", "jobs", "metadata", "file_metadata"),
     },
     "VariantBenchmark": {"variant"},
     "Host": {"silent", "silent_seconds", "assignments"},

@@ -67,6 +67,10 @@ def _overview(seen: Status) -> None:
     output.line(f"{there}; versions: {counts}; jobs: {output.pairs(seen.jobs) or 'none'}")
     for trouble in troubles(seen):
         output.line(trouble)
+    if seen.set_aside:
+        stuck = ((f"{one.model} {one.number}", one.path, one.reason) for one in seen.set_aside)
+        title = "Set aside: `weighbridge rejudge MODEL VERSION` tries again"
+        output.table(("version", "checkpoint", "reason"), stuck, title=title)
 
 
 def troubles(seen: Status) -> Iterator[str]:

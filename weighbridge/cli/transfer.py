@@ -13,6 +13,7 @@ import typer
 from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.versions import PANEL, ModelName, Selector, verdict
+from weighbridge.registry.errors import NothingToCome
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,25 +39,40 @@ def push(
         typer.Option(metavar="URL", help="Where to (storage.url): s3://… or a folder; else where the registry says."),
     ] = None,
     golden: Annotated[Path | None, typer.Option(help="The author's golden: input.* and output.* tensors.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="Kept with the version; repeatable.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A tag of the version; repeatable.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdict; exit 1 unless it is ready.")] = False,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest wait for the verdict.")] = None,
     json: session.Json = False,
 ) -> None:
     """Put a checkpoint into the watched bucket, complete at one moment. Credentials of a bucket are your own settings'.
 
-    Example: weighbridge push model.safetensors --model digits --wait
+    What can only be refused is refused before a byte is sent.
+
+    Examples: weighbridge push model.safetensors --model digits --wait;
+    weighbridge push out/ --model digits --metadata commit=1f3a9c --metadata run=42 --tag owner=ann
     """
     run = session.of(context)
     run.override(storage__url=store)
     from weighbridge.storage.publish import publish
 
+    said, tags = _pairs(metadata, "--metadata"), _pairs(tag, "--tag")
     name = name or f"{path.resolve().stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     _find_store(run)
     target = run.settings.storage.open_models()
     with _bar(path.name, quiet=json) as told:
-        result = publish(path, model, name, store=target, golden=golden, progress=lambda _, done, all: told(done, all))
+        result = publish(
+            path, model, name, store=target, golden=golden, metadata=said, tags=tags,
+            progress=lambda _, done, all: told(done, all),
+        )  # fmt: skip
     judged = _await(run, result, timeout) if wait else None
     _tell(result, judged, json=json)
+    if judged is not None and not json:
+        _tell_approval(run, judged)
     if judged is not None and judged.status not in GOOD:
         raise typer.Exit(Exit.FAILED)
 
@@ -109,6 +125,29 @@ def _await(run: session.Session, result: PublishResult, timeout: float | None) -
             return client.wait(result.model, path=path, timeout=timeout)
         except TimeoutError as exc:
             raise Failed(f"published, but {exc}", Exit.UNAVAILABLE) from exc
+        except NothingToCome as exc:
+            raise Failed(f"published, but {exc}") from exc
+
+
+def _tell_approval(run: session.Session, judged: VersionDetail) -> None:
+    """Say that what is ready is served only when a person approves."""
+    with run.client() as client:
+        for rollout in client.rollouts(judged.model, going=True):
+            if (rollout.number, rollout.status) == (judged.number, "pending"):
+                output.line(f"rollout {rollout.id} waits for approval: weighbridge rollouts approve {rollout.id}")
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    """`NAME=TEXT` as a mapping; no name twice. Raises typer.BadParameter."""
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise typer.BadParameter(f"{text!r}: write NAME=TEXT, as in commit=1f3a9c", param_hint=option)
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
+        found[name] = value
+    return found
 
 
 def _tell(result: PublishResult, judged: VersionDetail | None, *, json: bool) -> None:

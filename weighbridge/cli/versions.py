@@ -155,6 +155,10 @@ def _head(v: VersionDetail) -> Iterator[tuple[str, Any]]:
         yield "held", v.facts["held"]
     yield "aliases", ", ".join(v.aliases)
     yield "tags", output.pairs(v.tags)
+    for name, value in sorted(v.metadata.items()):
+        yield f"publisher says: {name}", value
+    for name, value in sorted(v.file_metadata.items()):
+        yield f"files say: {name}", value
     yield "created", v.created_at
     for name, value in v.evidence.items():
         yield f"evidence: {name}", value

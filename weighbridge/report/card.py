@@ -53,6 +53,9 @@ def _details(subject: Subject) -> Iterator[str]:
         yield f"{counted(tensors['count'], 'tensor')}, {elements}."
     if version.tags:
         yield "Tags: " + ", ".join(f"{key}={value}" for key, value in sorted(version.tags.items())) + "."
+    for who, said in (("Its publisher says", version.metadata), ("Its files say of themselves", version.file_metadata)):
+        if said:
+            yield f"{who}: " + "; ".join(f"{name}: {value}" for name, value in sorted(said.items())) + "."
     yield f"Who trained it, how, and under what licence: {_UNKNOWN}"
 
 

@@ -64,7 +64,8 @@ class Confine:
     ) -> Outcome:
         """Run the task's stage in a child; `beat` is called again and again, and what it raises ends the child.
 
-        Raises Exceeded, TooLong, ChildFailed, and what `desk` raises but for PreconditionFailed and ObjectNotFound.
+        Raises Exceeded, TooLong, ChildFailed, OwnFailure, and what `desk` raises, but for PreconditionFailed and
+        ObjectNotFound, which the stage is told.
         """
         limits = replace(self.limits, seconds=min(self.limits.seconds, seconds or self.limits.seconds))
         order = Order(task, self.limits.cpu_seconds, self.limits.memory_bytes, self.threads, niceness, desk.scratch)
@@ -107,11 +108,14 @@ class _Child:
         return self._how()
 
     def run(self, order: Order) -> Outcome:
-        starting = time.monotonic() + _START
+        starting, looked = time.monotonic() + _START, 0.0
         while True:
-            if not select.select([self._sock], [], [], _LOOK)[0]:
+            heard = _readable(self._sock.fileno(), _LOOK)
+            if time.monotonic() - looked >= _LOOK:  # also at one that never stops talking
+                looked = time.monotonic()
                 self._beat()
                 self._watch(starting)
+            if not heard:
                 continue
             try:
                 for said in self._listener.feed(wire.receive(self._sock)):
@@ -153,11 +157,11 @@ class _Child:
         wire.tell(self._sock, value, body)
 
     def _watch(self, starting: float) -> None:
-        """Raise Exceeded or ChildFailed where a limit is passed. A silent child computes, or waits for a processor."""
+        """Raise Exceeded, TooLong or OwnFailure where a limit is passed. A silent child computes, or waits its turn."""
         now = time.monotonic()
         if not self._pid:
             if now > starting:
-                raise ChildFailed(f"no child came within {_START:g} s: see the worker's log")
+                raise OwnFailure(f"no child came within {_START:g} s: see the worker's log")
             return
         if now > self._until:
             raise TooLong(f"it did not end within {self._limits.seconds:g} s")
@@ -168,7 +172,7 @@ class _Child:
         if self._phase is Phase.READING and seconds > self._limits.cpu_seconds:
             raise Exceeded(self._too_long)
         if size > self._limits.most_bytes:
-            raise ChildFailed(f"it takes {size:,} bytes of memory, this worker gives {self._limits.most_bytes:,}")
+            raise OwnFailure(f"it takes {size:,} bytes of memory, this worker gives {self._limits.most_bytes:,}")
 
     def _died(self) -> NoReturn:
         """By itself, or by another's hand; whose doing it was tells the phase and the signal."""
@@ -190,7 +194,7 @@ class _Child:
         return f"reading it takes more than {self._limits.cpu_seconds:g} s of a processor"
 
     def _how(self) -> dict[str, Any] | None:
-        if self._end is None and self._pid and select.select([self._ended], [], [], _LAST_WORD)[0]:
+        if self._end is None and self._pid and _readable(self._ended, _LAST_WORD):
             told = os.read(self._ended, 4096)
             self._end = json.loads(told) if told else None
         return self._end
@@ -205,6 +209,13 @@ class _Child:
         os.close(self._ended)
         if self._pidfd >= 0:
             os.close(self._pidfd)
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    """By poll: select knows no descriptor beyond 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _used(pid: int) -> tuple[float, int] | None:

@@ -124,6 +124,8 @@ def _check_tensors(file: Any, specs: Sequence[TensorSpec], task: Task) -> int:
         count = int((file.get_slice(of).get_shape() or [0])[0])
         for spec in specs:
             shape = file.get_slice(spec.name).get_shape()
+            if 0 in shape[1:]:  # any number of rows would be no bytes, and as many batches
+                raise BadDataset(f"{spec.name} has the shape {shape}: its rows are empty")
             if shape[:1] != [count] or spec.shape[:1] != (-1,):
                 raise BadDataset(f"{spec.name} has the shape {shape}; the rule is one row for each of {count} {of}")
     except SafetensorError as wrong:

@@ -81,7 +81,7 @@ def _lacks(store: Store, one: Tried, error: StorageError, need: Sequence[Role], 
     if one.call is Call.ONCE and not isinstance(error, AccessDenied):
         fix, ok = _CONDITIONS, False
     elif not required:
-        fix, ok = f"{_cure(store, one, error)} where publishers use these keys; nothing is wrong if they do not", True
+        fix, ok = f"{_cure(store, one, error)} if publishers do as these settings say; else nothing is wrong", True
     elif unknown:
         fix, ok = f"nothing: {one.instead.without if one.instead else ''}", True
     else:
@@ -93,9 +93,18 @@ def _cure(store: Store, one: Tried, error: StorageError) -> str:
     if not isinstance(error, AccessDenied):
         return advice(error) or "see what the store says"
     if isinstance(store, LocalPath):
-        place = store.local_path(one.key).parent if one.key else store.url
-        return f"let user {os.geteuid()} {roles.FOLDER_RIGHTS[one.call]} in {place}"
+        return f"let user {os.geteuid()} {roles.FOLDER_RIGHTS[one.call]} in {_place(store, one.key)}"
     return f"allow {error.permission}" if error.permission else advice(error)
+
+
+def _place(store: LocalPath, key: str) -> Path:
+    """The folder that a right is missing for: the key itself, or what holds it, as far as it is there."""
+    try:
+        path = store.local_path(key.removesuffix("/") or "x")
+    except StorageError:  # what cannot be a key is shown, not named
+        path = store.local_path("x")
+    below = path if key.endswith("/") else path.parent
+    return next(folder for folder in (below, *below.parents) if folder.is_dir())
 
 
 def _models(store: Store, prefix: str) -> Iterator[Finding]:
