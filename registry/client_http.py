@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import tenacity
@@ -57,7 +56,7 @@ class Http:
             timeout=timeout,
             transport=transport,
             # Other addresses, such as those of presigned blobs, are called as they are.
-            mounts={f"all://{urlsplit(self.url).netloc}": local} if local else None,
+            mounts={f"all://{httpx.URL(self.url).netloc.decode()}": local} if local else None,
             follow_redirects=True,  # Presigned blobs; httpx drops the token when the host is another.
         )
 
