@@ -192,7 +192,8 @@ def listed(client: Client, expected: dict[str, str], limit: float) -> dict[str, 
             model = path.split("/")[0]
             rows = [(one.path, one.state, one.reason) for one in client.checkpoint_page(model, limit=1000).items]
             rows += [(one.path, one.status, one.reason) for one in client.versions(model)]
-            found |= {path: f"{state}: {reason[:110]}" for where, state, reason in rows if where == path}
+            if said := next((f"{state}: {reason[:110]}" for where, state, reason in rows if where == path), ""):
+                found[path] = said
         time.sleep(0.5)
     return found
 
