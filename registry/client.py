@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from weighbridge.registry import client_download, client_feed, frames, local
 from weighbridge.registry.client_download import Progress
 from weighbridge.registry.client_feed import ENDED, quoted
-from weighbridge.registry.client_http import Http
+from weighbridge.registry.client_http import Http, sent
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.schemas import (
     Alias,
@@ -185,7 +185,9 @@ class Client:
 
     def _version_verb(self, model: str, version: int | str, verb: str, reason: str) -> VersionDetail:
         path = f"{_version(model, version)}/{verb}"
-        return VersionDetail.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
+        return VersionDetail.model_validate_json(
+            self._http.send("POST", path, body=sent(Decision, reason=reason)).content
+        )
 
     def aliases(self, model: str) -> Iterator[Alias]:
         return self._http.pages(Alias, f"/v1/models/{quoted(model)}/aliases")
@@ -193,7 +195,7 @@ class Client:
     def set_alias(self, model: str, name: str, version: int, *, revision: int | None = None) -> Alias:
         """Point an alias at a version. With `revision`, only if it is still at that one (0: only if it is new)."""
         path = f"/v1/models/{quoted(model)}/aliases/{quoted(name)}"
-        answer = self._http.send("PUT", path, body=AliasTarget(version=version), revision=revision)
+        answer = self._http.send("PUT", path, body=sent(AliasTarget, version=version), revision=revision)
         return Alias.model_validate_json(answer.content)
 
     def delete_alias(self, model: str, name: str, *, revision: int | None = None) -> None:
@@ -201,7 +203,7 @@ class Client:
 
     def set_tag(self, model: str, key: str, value: str, *, version: int | None = None) -> None:
         """Write a tag of a model, or of one of its versions."""
-        self._http.send("PUT", _tag(model, key, version), body=TagValue(value=value))
+        self._http.send("PUT", _tag(model, key, version), body=sent(TagValue, value=value))
 
     def delete_tag(self, model: str, key: str, *, version: int | None = None) -> None:
         self._http.send("DELETE", _tag(model, key, version))
@@ -299,7 +301,8 @@ class Client:
     ) -> Template:
         """Upload a template's `.pt2` and register it. The registry never loads it. Raises Conflict, Forbidden."""
         digest = client_download.upload(self._http, Path(path))
-        new = NewTemplate(
+        new = sent(
+            NewTemplate,
             name=name,
             digest=digest,
             fingerprint=fingerprint,
@@ -333,7 +336,7 @@ class Client:
         `variant` is for every kind of host; None: each kind gets what is measured to be best for it.
         """
         wishes = dict(settings or {})
-        start = RolloutStart(model=model, version=version, variant=variant, settings=wishes, reason=reason)
+        start = sent(RolloutStart, model=model, version=version, variant=variant, settings=wishes, reason=reason)
         return Rollout.model_validate_json(self._http.send("POST", "/v1/rollouts", body=start).content)
 
     def roll_back(
@@ -348,7 +351,7 @@ class Client:
 
     def decide(self, rollout_id: int, verb: Verb, reason: str = "", actor: str = "") -> Rollout:
         """A person's decision, recorded in the token's name; `actor` is for registries of before 0.1."""
-        body = Decision(reason=reason, actor=actor)
+        body = sent(Decision, reason=reason, actor=actor)
         return Rollout.model_validate_json(
             self._http.send("POST", f"/v1/rollouts/{rollout_id}/{verb}", body=body).content
         )
@@ -381,7 +384,7 @@ class Client:
     def retire(self, host_id: str, reason: str = "") -> Host:
         """Take a host out for good."""
         path = f"/v1/hosts/{quoted(host_id)}/retire"
-        return Host.model_validate_json(self._http.send("POST", path, body=Decision(reason=reason)).content)
+        return Host.model_validate_json(self._http.send("POST", path, body=sent(Decision, reason=reason)).content)
 
     # --- hosts, as they speak for themselves (docs/host-protocol.md)
 
@@ -403,7 +406,7 @@ class Client:
 
     def create_token(self, role: str, name: str = "", *, ttl: float | None = None, host_id: str | None = None) -> str:
         """Create a token that lives `ttl` seconds (None: until revoked); it is never shown again."""
-        wish = TokenWish(role=role, name=name, ttl=ttl, host_id=host_id)
+        wish = sent(TokenWish, role=role, name=name, ttl=ttl, host_id=host_id)
         return NewToken.model_validate_json(self._http.send("POST", "/v1/tokens", body=wish).content).token
 
     def browser_address(self) -> str:

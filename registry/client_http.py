@@ -10,10 +10,10 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import tenacity
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from weighbridge.registry import client_local
-from weighbridge.registry.errors import RegistryError, Unauthorized, Unavailable
+from weighbridge.registry.errors import Invalid, RegistryError, Unauthorized, Unavailable, broken_rules
 from weighbridge.registry.schemas import Page
 
 T = TypeVar("T", bound=BaseModel)
@@ -142,6 +142,14 @@ class Http:
                 f"no answer from the registry at {self.url} ({exc or type(exc).__name__}): "
                 "check that `weighbridge registry` or `weighbridge up` runs there, or set WEIGHBRIDGE_URL"
             ) from exc
+
+
+def sent(kind: type[T], **values: Any) -> T:
+    """What is to be sent, by the registry's own rules. Raises Invalid naming every field that breaks one."""
+    try:
+        return kind(**values)
+    except ValidationError as exc:
+        raise Invalid(broken_rules(exc)) from exc
 
 
 def _all(cls: type[RegistryError]) -> Iterator[type[RegistryError]]:

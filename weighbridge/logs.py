@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
+
+from weighbridge import escapes
 
 HIDDEN = "***"
 _PATTERNS = (
@@ -53,7 +56,14 @@ class HumanFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """One line whatever it quotes, so that a name from a bucket writes no line of its own; tracebacks follow."""
         text = super().formatMessage(record)
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return escapes.line(text)
+
+    def formatException(self, ei: Any) -> str:
+        """Indented, so that no line of a message can be taken for an entry."""
+        return escapes.indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return escapes.indented(stack_info)
 
 
 class JsonFormatter(logging.Formatter):
@@ -76,7 +86,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({key: self._clean(value) for key, value in line.items()}, default=str)
 
     def _clean(self, value: Any) -> Any:
-        return value if isinstance(value, int | float | None) else self._redact(str(value))
+        finite = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
+        return value if finite else self._redact(str(value))
 
 
 def setup(level: str = "info", format: str = "human", *, secrets: Iterable[str] = ()) -> None:
