@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -184,14 +183,17 @@ def measure(when: str, client: Client, daemon: int, drops: Path, count: int, see
     row(when, times, peak(daemon))
 
 
-def listed(client: Client, expected: dict[str, str], limit: float) -> dict[str, Any]:
-    """Wait until each trap has a row; the rows."""
+def listed(client: Client, expected: dict[str, str], limit: float) -> dict[str, str]:
+    """Wait until each trap has a row, or is a version in quarantine; what is said of each."""
     end = time.monotonic() + limit
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     while time.monotonic() < end and len(found) < len(expected):
         for path in expected.keys() - found.keys():
-            page = client.checkpoint_page(path.split("/")[0], limit=1000)
-            found |= {one.path: one for one in page.items if one.path == path}
+            model = path.split("/")[0]
+            rows = [(one.path, one.state, one.reason) for one in client.checkpoint_page(model, limit=1000).items]
+            rows += [(one.path, one.status, one.reason) for one in client.versions(model)]
+            if said := next((f"{state}: {reason[:110]}" for where, state, reason in rows if where == path), ""):
+                found[path] = said
         time.sleep(0.5)
     return found
 
@@ -234,8 +236,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         waiting = client.status().open_checkpoints
         print(f"{waiting:,} rows wait or were refused; the year 30489 is version {dated} of odd")
         for path, what in expected.items():
-            said = f"{found[path].state}: {found[path].reason[:110]}" if path in found else "NO ROW"
-            print(f"  {what}: {path}: {said}")
+            print(f"  {what}: {path}: {found.get(path, 'NO ROW')}")
 
 
 if __name__ == "__main__":

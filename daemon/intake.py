@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ACTOR = "intake"
 _LONGEST_PAUSE = 60.0
-_MOMENT, _NOTES = 0.05, 64
+_MOMENT, _NOTES = 0.02, 8
 """Seconds of looks, and looks, whose findings are noted together."""
 _READ_PAUSE = 30.0
 """Seconds until weights that could not be read are asked for again; whoever has read them gives a hint."""

@@ -137,10 +137,7 @@ class Looks:
             if not state.open:
                 state.hinted = now
                 self._open(group, state, order)
-            if urgency < state.urgency:
-                state.urgency, state.batch = urgency, batch
-                if state.queued:
-                    self._enqueue(group, state)
+            self._hasten(group, urgency, batch)
             self._schedule(group, state, max(now, state.rested))
 
     def take(self, now: float) -> Group | None:
@@ -197,8 +194,17 @@ class Looks:
                 first = line.known[0][1]
             if first is None:
                 return 0.0
+            self._hasten(first, Urgency.TOLD, None)  # somebody waits for it
             pause = self._states[first].due - now
             return min(max(pause, REST), self._first) if pause < float("inf") else REST * 2
+
+    def _hasten(self, group: Group, urgency: Urgency, batch: int | None) -> None:
+        """Give it a higher urgency, if this is one."""
+        state = self._states[group]
+        if urgency < state.urgency:
+            state.urgency, state.batch = urgency, batch
+            if state.queued:
+                self._enqueue(group, state)
 
     def _older_looked(self, line: _Line, order: Order, ready: float) -> float:
         """The same in a crowd, whose order nobody can wait for: what is whole, or was looked at at that moment."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -12,19 +12,21 @@ from pathlib import Path
 
 from weighbridge.storage import private
 
+log = logging.getLogger(__name__)
+
 
 class Ports:
     """Remembers in a JSON file which port each server got.
 
-    `shared`: a folder of all who choose ports for this user. A port that one has chosen is no other's while it lives,
-    though its server listens only later.
+    `shared`: a file of all processes that choose ports for this user. A port that one has chosen is no other's while
+    that one lives, though its server listens only later.
     """
 
     def __init__(self, file: Path, *, patience: float = 2.0, shared: Path | None = None) -> None:
-        self._file, self._patience, self._shared = file, patience, shared
+        self._file, self._patience = file, patience
+        self._shared = _open(shared) if shared is not None else None
         self._remembered = _read(file)
-        self._taken: dict[int, int | None] = {}
-        """Ports that were chosen, with the descriptor that locks each for its process's life."""
+        self._taken: set[int] = set()
 
     def choose(self, name: str, wished: int, host: str = "127.0.0.1") -> int:
         """Return the port remembered for `name`, else `wished` (0: any), else a free one; remember it.
@@ -46,20 +48,19 @@ class Ports:
         raise OSError(f"no port of {host} is free")
 
     def _take(self, port: int) -> bool:
-        """Whether nobody else has chosen it; without a folder to ask in nobody can tell."""
+        """Whether no other process has chosen it; without a file to ask in nobody can tell."""
         if port in self._taken:
             return False
-        descriptor = None
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            if self._shared is not None:
-                descriptor = os.open(private.make_folder(self._shared) / str(port), os.O_RDWR | os.O_CREAT, 0o600)
-        if descriptor is not None:
+        if self._shared is not None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
+                fcntl.lockf(self._shared, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            except (BlockingIOError, PermissionError):
                 return False
-        self._taken[port] = descriptor
+            except OSError as error:
+                log.warning(
+                    "%s cannot be locked (%s): another `weighbridge up` may choose the same port", self._file, error
+                )
+        self._taken.add(port)
         return True
 
     def _is_free(self, port: int, host: str) -> bool:
@@ -68,6 +69,14 @@ class Ports:
 
 _TRIES = 20
 """Free ports that somebody else may have chosen a moment ago."""
+
+
+def _open(shared: Path) -> int | None:
+    """A byte of it stands for each port; open for as long as the process lives. None where there can be none."""
+    try:
+        return os.open(private.make_folder(shared.parent) / shared.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
 
 
 def _read(file: Path) -> dict[str, int]:

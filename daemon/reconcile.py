@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import select
 from sqlmodel import col
 
 from weighbridge.daemon.loops import Turning
-from weighbridge.registry import champion, events, jobs, rollouts, variants, versions
+from weighbridge.registry import champion, events, jobs, rollouts, stored, variants, versions
 from weighbridge.registry.clock import now
-from weighbridge.registry.db import Database, Session
+from weighbridge.registry.db import Database, Session, clock
 from weighbridge.registry.errors import FencedOut
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, JobState
 from weighbridge.registry.models import Alias, Job, Rollout
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 ACTOR = "reconcile"
 CONTROL = "control"
 _BATCH = 100
+_PAUSE = 5.0
+"""Seconds until a step that failed is tried again."""
 
 
 class Reconcile:
@@ -59,7 +62,7 @@ class Reconcile:
         with self._db.read() as tx:
             overdue = versions.overdue(tx, _BATCH)
         for version_id in overdue:
-            with self._db.transaction() as tx:
+            with self._alone("version", version_id, versions.give_up), self._db.transaction() as tx:
                 versions.advance(tx, version_id, actor=ACTOR, policies=self._policies)
         return len(overdue) + self._advance_variants()
 
@@ -68,9 +71,21 @@ class Reconcile:
         with self._db.read() as tx:
             overdue = variants.overdue(tx, _BATCH)
         for variant_id in overdue:
-            with self._db.transaction() as tx:
+            with self._alone("variant", variant_id, variants.give_up), self._db.transaction() as tx:
                 variants.advance(tx, variant_id, actor=ACTOR, policies=self._policies)
         return len(overdue)
+
+    @contextlib.contextmanager
+    def _alone(self, what: str, row_id: int, give_up: Callable[[Session, int, str, str], None]) -> Iterator[None]:
+        """What one subject's rows do to whoever reads them ends that subject, with the reason, and not the loop."""
+        try:
+            yield
+        except stored.BROKEN as exc:
+            if not stored.is_unreadable(exc):
+                raise
+            log.warning("%s %d cannot be read", what, row_id, exc_info=exc)
+            with self._db.transaction() as tx:
+                give_up(tx, row_id, f"what is stored of it cannot be read ({type(exc).__name__}: {exc})", ACTOR)
 
     def _step(self) -> int:
         """Give every rollout under way its step's job."""
@@ -79,7 +94,7 @@ class Reconcile:
             idle = [rollout_id for rollout_id in going if not _has_open_job(tx, rollout_id)]
         inserted = 0
         for rollout_id in idle:
-            with self._db.transaction() as tx:
+            with _others_go_on("rollout", rollout_id), self._db.transaction() as tx:
                 rollout = rollouts.lock(tx, rollout_id)
                 if rollout.status in ACTIVE_ROLLOUT and not _has_open_job(tx, rollout_id):
                     self._next_job(tx, rollout)
@@ -103,7 +118,7 @@ class Reconcile:
             served = sorted(set(tx.scalars(select(col(Alias.model_id)).where(col(Alias.name) == champion.CHAMPION))))
         started = 0
         for model_id in served:
-            with self._db.transaction() as tx:
+            with _others_go_on("model", model_id), self._db.transaction() as tx:
                 started += rollouts.improve(tx, model_id, self._policies) is not None
         return started
 
@@ -129,7 +144,8 @@ class Control:
     def once(self, turning: Turning) -> float:
         for job_id in self._unclaimed():
             turning.beat()
-            self._perform(job_id)
+            with _others_go_on("job", job_id):
+                self._perform(job_id)
         return self._seconds / 4
 
     def _unclaimed(self) -> list[int]:
@@ -149,6 +165,10 @@ class Control:
             rollout_steps.perform(self._db, self._notifier, claim, self._policies)
         except FencedOut as error:
             log.info("%s", error)
+        except stored.BROKEN as error:
+            with self._db.transaction() as tx:
+                jobs.release(tx, claim, clock(tx) + _PAUSE, f"{type(error).__name__}: {error}")
+            raise
 
 
 class Sequencer:
@@ -164,6 +184,17 @@ class Sequencer:
             return self._poll
         self._notifier.ring("events")
         return 0.0
+
+
+@contextlib.contextmanager
+def _others_go_on(what: str, row_id: int) -> Iterator[None]:
+    """What one row does to whoever reads it is said, and costs the others nothing."""
+    try:
+        yield
+    except stored.BROKEN as exc:
+        if not stored.is_unreadable(exc):
+            raise
+        log.warning("%s %d is passed over", what, row_id, exc_info=exc)
 
 
 def _has_open_job(tx: Session, rollout_id: int) -> bool:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 class DaemonSettings(BaseModel):
     """How the loops pace themselves, and the webhook that bucket notifications arrive at."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     list_seconds: float = Field(default=60.0, gt=0, description="How often the whole bucket is listed (s).")
     look_seconds: float = Field(

@@ -304,7 +304,7 @@ def _holder(file: IO[str]) -> str:
 def _shared_ports() -> Path | None:
     """Where several `up` of this user tell each other which ports they chose."""
     try:
-        return local.state_folder() / "ports"
+        return local.state_folder() / "ports.lock"
     except FileNotFoundError:
         return None
 

@@ -8,6 +8,7 @@ rollout a person paused.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from weighbridge.registry import db, events, hosts
+from weighbridge.registry import db, events, hosts, stored
 from weighbridge.registry.db import Session
 from weighbridge.registry.lifecycle import ACTIVE_ROLLOUT, RolloutStatus, VariantStatus, VersionStatus
 from weighbridge.registry.models import Alias, Assignment, Host, Model, Rollout, Variant, Version
 from weighbridge.registry.schemas import Slot
+
+log = logging.getLogger(__name__)
 
 CHAMPION, PREVIOUS = "champion", "previous"
 ORIGINAL = "original"
@@ -204,12 +207,15 @@ def converge(tx: Session, model_id: int | None = None) -> list[str]:
     changed: list[str] = []
     settled: set[tuple[int, str]] = set()
     for rollout in fleets(tx, model_id):
-        changed += _converge_fleet(tx, rollout, busy, settled)
+        try:
+            changed += _converge_fleet(tx, rollout, busy, settled)
+        except stored.BROKEN as exc:
+            log.warning("rollout %s cannot be read, its hosts stay as they are: %s", rollout.id, exc)
     return changed
 
 
 def _converge_fleet(tx: Session, rollout: Rollout, busy: _Busy, settled: set[tuple[int, str]]) -> list[str]:
-    labels: dict[str, str] = json.loads(rollout.fleet)
+    labels = stored.labels(rollout.fleet)
     wanted = serving(tx, rollout.model_id, labels)
     changed: list[str] = []
     for host in hosts.fleet(tx, labels):
@@ -242,9 +248,15 @@ class _Busy:
             going = going.where(Rollout.model_id == model_id)
         rows = tx.scalars(going.with_for_update(), execution_options={"populate_existing": True}).all()
         return cls(
-            given={(row.model_id, host) for row in rows for host in row.state.get("given", ())},
+            given={(row.model_id, host) for row in rows for host in given(row)},
             paused={(row.model_id, row.fleet) for row in rows if row.status == RolloutStatus.PAUSED},
         )
+
+
+def given(rollout: Rollout) -> tuple[str, ...]:
+    """The hosts that a rollout gave its version to; none where its row does not say any more."""
+    named = rollout.state.get("given", [])
+    return tuple(named) if isinstance(named, list) else ()
 
 
 def _point(tx: Session, model_id: int, name: str, version: int | None, *, actor: str, reason: str) -> None:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from weighbridge.registry import client_download, client_feed, frames, local
 from weighbridge.registry.client_download import Progress
 from weighbridge.registry.client_feed import ENDED, quoted
-from weighbridge.registry.client_http import Http
+from weighbridge.registry.client_http import Http, sent
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.schemas import (
     Alias,
@@ -179,14 +179,14 @@ class Client:
 
     def rejudge(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
         """Judge an ended version anew, by the recipe and the evaluation set that lie there now."""
-        return self._version_verb(model, version, "rejudge", Decision(reason=reason))
+        return self._version_verb(model, version, "rejudge", sent(Decision, reason=reason))
 
     def archive(self, model: str, version: int | str, reason: str = "", *, force: bool = False) -> VersionDetail:
         """Put a version away; a fleet that serves it goes back to the one before (`archive_loss` says who does).
 
         Raises LeavesNothing where there is nothing to go back to, unless it is `force`d.
         """
-        return self._version_verb(model, version, "archive", Decision(reason=reason, force=force))
+        return self._version_verb(model, version, "archive", sent(Decision, reason=reason, force=force))
 
     def archive_loss(self, model: str, version: int | str) -> Loss:
         """What archiving a version would take from whom; changes nothing."""
@@ -194,7 +194,7 @@ class Client:
 
     def unarchive(self, model: str, version: int | str, reason: str = "") -> VersionDetail:
         """Give an archived version back the status that it had. Raises Conflict when its blobs are gone."""
-        return self._version_verb(model, version, "unarchive", Decision(reason=reason))
+        return self._version_verb(model, version, "unarchive", sent(Decision, reason=reason))
 
     def _version_verb(self, model: str, version: int | str, verb: str, decision: Decision) -> VersionDetail:
         path = f"{_version(model, version)}/{verb}"
@@ -206,7 +206,7 @@ class Client:
     def set_alias(self, model: str, name: str, version: int, *, revision: int | None = None) -> Alias:
         """Point an alias at a version. With `revision`, only if it is still at that one (0: only if it is new)."""
         path = f"/v1/models/{quoted(model)}/aliases/{quoted(name)}"
-        answer = self._http.send("PUT", path, body=AliasTarget(version=version), revision=revision)
+        answer = self._http.send("PUT", path, body=sent(AliasTarget, version=version), revision=revision)
         return Alias.model_validate_json(answer.content)
 
     def delete_alias(self, model: str, name: str, *, revision: int | None = None) -> None:
@@ -214,7 +214,7 @@ class Client:
 
     def set_tag(self, model: str, key: str, value: str, *, version: int | None = None) -> None:
         """Write a tag of a model, or of one of its versions."""
-        self._http.send("PUT", _tag(model, key, version), body=TagValue(value=value))
+        self._http.send("PUT", _tag(model, key, version), body=sent(TagValue, value=value))
 
     def delete_tag(self, model: str, key: str, *, version: int | None = None) -> None:
         self._http.send("DELETE", _tag(model, key, version))
@@ -316,7 +316,8 @@ class Client:
     ) -> Template:
         """Upload a template's `.pt2` and register it. The registry never loads it. Raises Conflict, Forbidden."""
         digest = client_download.upload(self._http, Path(path))
-        new = NewTemplate(
+        new = sent(
+            NewTemplate,
             name=name,
             digest=digest,
             fingerprint=fingerprint,
@@ -351,7 +352,7 @@ class Client:
         what is measured to be best for it.
         """
         wishes = dict(settings or {})
-        start = RolloutStart(model=model, version=version, variant=variant, settings=wishes, reason=reason)
+        start = sent(RolloutStart, model=model, version=version, variant=variant, settings=wishes, reason=reason)
         return Rollout.model_validate_json(self._http.send("POST", "/v1/rollouts", body=start).content)
 
     def roll_back(
@@ -374,7 +375,7 @@ class Client:
 
         Raises LeavesNothing for an `abort` with nothing to go back to any more, unless it is `force`d.
         """
-        body = Decision(reason=reason, actor=actor, force=force)
+        body = sent(Decision, reason=reason, actor=actor, force=force)
         return Rollout.model_validate_json(
             self._http.send("POST", f"/v1/rollouts/{rollout_id}/{verb}", body=body).content
         )
@@ -407,7 +408,7 @@ class Client:
     def retire(self, host_id: str, reason: str = "", *, force: bool = False) -> Host:
         """Take a host out for good. Raises LeavesNothing for the last one that serves a model, unless `force`d."""
         path = f"/v1/hosts/{quoted(host_id)}/retire"
-        body = Decision(reason=reason, force=force)
+        body = sent(Decision, reason=reason, force=force)
         return Host.model_validate_json(self._http.send("POST", path, body=body).content)
 
     # --- hosts, as they speak for themselves (docs/host-protocol.md)
@@ -430,7 +431,7 @@ class Client:
 
     def create_token(self, role: str, name: str = "", *, ttl: float | None = None, host_id: str | None = None) -> str:
         """Create a token that lives `ttl` seconds (None: until revoked); it is never shown again."""
-        wish = TokenWish(role=role, name=name, ttl=ttl, host_id=host_id)
+        wish = sent(TokenWish, role=role, name=name, ttl=ttl, host_id=host_id)
         return NewToken.model_validate_json(self._http.send("POST", "/v1/tokens", body=wish).content).token
 
     def browser_address(self) -> str:

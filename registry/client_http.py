@@ -7,14 +7,13 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import tenacity
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from weighbridge.registry import client_local
-from weighbridge.registry.errors import RegistryError, Unauthorized, Unavailable
+from weighbridge.registry.errors import Invalid, RegistryError, Unauthorized, Unavailable, broken_rules
 from weighbridge.registry.schemas import Page
 
 T = TypeVar("T", bound=BaseModel)
@@ -57,7 +56,7 @@ class Http:
             timeout=timeout,
             transport=transport,
             # Other addresses, such as those of presigned blobs, are called as they are.
-            mounts={f"all://{urlsplit(self.url).netloc}": local} if local else None,
+            mounts={f"all://{httpx.URL(self.url).netloc.decode()}": local} if local else None,
             follow_redirects=True,  # Presigned blobs; httpx drops the token when the host is another.
         )
 
@@ -143,6 +142,14 @@ class Http:
                 f"no answer from the registry at {self.url} ({exc or type(exc).__name__}): "
                 "check that `weighbridge registry` or `weighbridge up` runs there, or set WEIGHBRIDGE_URL"
             ) from exc
+
+
+def sent(kind: type[T], **values: Any) -> T:
+    """What is to be sent, by the registry's own rules. Raises Invalid naming every field that breaks one."""
+    try:
+        return kind(**values)
+    except ValidationError as exc:
+        raise Invalid(broken_rules(exc)) from exc
 
 
 def _all(cls: type[RegistryError]) -> Iterator[type[RegistryError]]:

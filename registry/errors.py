@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
+from weighbridge import limits
+
 
 class RegistryError(Exception):
     """The root. `status` is the HTTP status that the API answers with, `code` the problem's stable name."""
@@ -123,3 +127,9 @@ class Unavailable(RegistryError, ConnectionError):
 
     status = 503
     code = "unavailable"
+
+
+def broken_rules(exc: ValidationError) -> str:
+    """Every field that is wrong, with the rule."""
+    wrong = exc.errors(include_url=False, include_context=False, include_input=False)
+    return limits.cut("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong), 500)

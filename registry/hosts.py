@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from weighbridge.registry import db, events, jobs, tokens
+from weighbridge.registry import db, events, jobs, stored, tokens
 from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Conflict, Forbidden, Invalid, LeavesNothing, NotFound
 from weighbridge.registry.models import ArtifactBlob, Assignment, Host, Model, Token
@@ -98,7 +98,10 @@ def _no_host(tx: Session, host_id: str) -> NotFound:
 
 
 def desired(tx: Session, host_id: str) -> Desired:
-    """Return everything that a host should hold. Raises NotFound, Conflict when it is retired."""
+    """Return everything that a host should hold. Raises NotFound, Conflict when it is retired.
+
+    What of it cannot be read is a Conflict too: nobody knows then what it should hold.
+    """
     host = get(tx, host_id)
     if host.state != "enrolled":
         raise Conflict(f"host {host_id} is retired")
@@ -109,11 +112,13 @@ def desired(tx: Session, host_id: str) -> Desired:
         .order_by(col(Model.name))
     ).all()
     models = [
-        DesiredModel(model=name, generation=row.generation, slots=[Slot.model_validate(slot) for slot in row.slots])
-        for row, name in rows
-        if row.slots
+        DesiredModel(model=name, generation=row.generation, slots=_slots(row, name)) for row, name in rows if row.slots
     ]
     return Desired(revision=host.desired_revision, models=models)
+
+
+def _slots(row: Assignment, model: str) -> list[Slot]:
+    return [stored.parse(Slot, slot, f"the slots of {model} on host {row.host_id}") for slot in row.slots]
 
 
 def assign(tx: Session, host_id: str, model_id: int, slots: Iterable[Slot], rollout_id: int | None) -> Assignment:

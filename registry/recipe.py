@@ -24,6 +24,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Magnitude = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""A metric or a bound of one: what arithmetic with others of its kind leaves finite."""
+
+
 class TensorWish(_Strict):
     """An input or output of a factory's program; templates carry their own."""
 
@@ -98,8 +102,6 @@ Wave = Annotated[int | str, AfterValidator(_wave)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _WEEK = 7 * 86400
 Seconds = Annotated[float, Field(gt=0, le=_WEEK)]
-Magnitude = Annotated[float, Field(ge=-1e30, le=1e30)]
-"""A metric or a bound of one: what arithmetic with others of its kind leaves finite."""
 
 
 class RolloutSettings(_Strict):

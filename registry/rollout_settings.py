@@ -7,17 +7,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from weighbridge.registry import stored
 from weighbridge.registry.db import Session
-from weighbridge.registry.errors import Invalid
+from weighbridge.registry.errors import Invalid, broken_rules
 from weighbridge.registry.models import Recipe as RecipeRow
 from weighbridge.registry.models import Version
 from weighbridge.registry.recipe import Policy, Recipe, RolloutSettings, effective
 
 
 def of(tx: Session, version: Version, policy: Policy) -> RolloutSettings:
-    """The rollout part of the recipe that the version pins, under today's policy."""
+    """The rollout part of the recipe that the version pins, under today's policy. Raises Unreadable."""
     row = tx.get(RecipeRow, version.recipe_id) if version.recipe_id is not None else None
-    recipe = Recipe.model_validate(row.effective) if row is not None else None
+    what = f"the recipe of version {version.number}"
+    recipe = stored.parse(Recipe, row.effective, what) if row is not None else None
     return effective(recipe, policy)[0].rollout
 
 
@@ -29,8 +31,7 @@ def overridden(base: RolloutSettings, wishes: Mapping[str, Any], policy: Policy)
     try:
         wished = RolloutSettings.model_validate({**base.model_dump(), **wishes})
     except ValidationError as exc:
-        problems = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
-        raise Invalid(f"rollout settings: {problems}") from exc
+        raise Invalid(f"rollout settings: {broken_rules(exc)}") from exc
     merged, ignored = effective(Recipe(rollout=wished), policy)
     refused = [line for line in ignored if line.removeprefix("rollout.").partition(":")[0] in wishes]
     if refused:

@@ -27,6 +27,7 @@ from weighbridge.registry import (
     lifecycle,
     rollout_settings,
     rollout_variants,
+    stored,
     versions,
 )
 from weighbridge.registry.champion import Serving
@@ -143,7 +144,10 @@ def improve(tx: Session, model_id: int, policies: tuple[Policy, ...] = ()) -> Ro
 
     decided: set[str] = set()
     for last in champion.fleets(tx, model_id):
-        labels: dict[str, str] = json.loads(last.fleet)
+        try:
+            labels = stored.labels(last.fleet)
+        except stored.Unreadable:
+            continue
         members = {host.id for host in hosts.fleet(tx, labels)}
         follows = members.isdisjoint(decided)  # else some serve what another fleet's newer rollout gave them
         decided |= members
@@ -251,7 +255,10 @@ def active(tx: Session, model_id: int, fleet: Mapping[str, str]) -> Rollout | No
     """The rollout under way of a model that could want other things of the hosts of this fleet."""
     going = select(Rollout).where(Rollout.model_id == model_id, col(Rollout.status).in_(ACTIVE_ROLLOUT))
     for rollout in tx.scalars(going.order_by(col(Rollout.id))):
-        theirs: dict[str, str] = json.loads(rollout.fleet)
+        try:
+            theirs = stored.labels(rollout.fleet)
+        except stored.Unreadable:
+            return rollout  # nobody knows which hosts it moves
         if all(theirs.get(key, value) == value for key, value in fleet.items()):
             return rollout  # a host may carry both fleets' labels
     return None

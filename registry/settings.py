@@ -12,7 +12,7 @@ from weighbridge.inbound.settings import InboundSettings
 class RegistrySettings(BaseModel):
     """The API server, its database and who may call it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on. Every call needs a token, here too.")
     port: int = Field(default=8400, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -71,7 +71,7 @@ class RegistrySettings(BaseModel):
 class BrokerSettings(BaseModel):
     """Valkey or Redis: Celery's transport and the wake-up channel. Nothing is kept only there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from weighbridge import limits
-from weighbridge.registry.errors import Conflict
+from weighbridge.registry.errors import Conflict, RegistryError, broken_rules
+from weighbridge.storage.errors import StorageError
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -29,12 +30,17 @@ class Unreadable(Conflict, ValueError):
         self.what = what
 
 
+def is_unreadable(exc: BaseException) -> bool:
+    """Whether this, one of BROKEN, came of a row; not of what the registry or a store says on purpose."""
+    return isinstance(exc, Unreadable) or not isinstance(exc, RegistryError | StorageError)
+
+
 def parse(kind: type[Kind], value: Any, what: str) -> Kind:
     """The value of a JSON column. Raises Unreadable."""
     try:
         return kind.model_validate(value)
     except ValidationError as exc:
-        raise Unreadable(what, fields(exc)) from exc
+        raise Unreadable(what, broken_rules(exc)) from exc
 
 
 def labels(text: str) -> dict[str, str]:
@@ -46,9 +52,3 @@ def labels(text: str) -> dict[str, str]:
     if not isinstance(found, dict):
         raise Unreadable("a fleet's labels", limits.quoted(text))
     return {str(key): str(value) for key, value in found.items()}
-
-
-def fields(exc: ValidationError) -> str:
-    """Every field that is wrong, with the rule."""
-    wrong = exc.errors(include_url=False, include_context=False, include_input=False)
-    return limits.cut("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong), 500)

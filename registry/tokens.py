@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import or_, select, update
 from sqlmodel import col
 
+from weighbridge import limits
 from weighbridge.registry import db, events
 from weighbridge.registry.db import Session
 from weighbridge.registry.errors import Forbidden, Invalid, NotFound, Unauthorized
@@ -48,8 +49,9 @@ def create(
         raise Invalid(f"no role {role!r}: choose one of {', '.join(ROLES)}")
     if role == "host" and host_id is None:
         raise Invalid("a host token is of one host: give its id, or create an enrol token")
-    if ttl is not None and ttl <= 0:
-        raise Invalid(f"a token that lives {ttl:g} s is of no use: give a positive time")
+    if ttl is not None and not 0 < ttl <= limits.SECONDS:
+        most = f"{limits.SECONDS / 86400:,.0f} days"
+        raise Invalid(f"a token cannot live {ttl:g} s: give a time of at most {most}, or none for until it is revoked")
     if name == OPERATORS:
         raise Invalid(f"{name} is the name of the token in the registry's settings: choose another")
     return _mint(tx, role, name, ttl, host_id, actor=actor)

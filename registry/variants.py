@@ -13,7 +13,7 @@ from sqlalchemy import String, and_, cast, exists, func, literal, or_, select
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from weighbridge.registry import artifacts, events, identity, jobs, lifecycle, versions, workers_seen
+from weighbridge.registry import artifacts, events, identity, jobs, lifecycle, stored, versions, workers_seen
 from weighbridge.registry.db import Session, clock, insert_into, insert_or_skip
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.lifecycle import (
@@ -69,17 +69,31 @@ def advance(tx: Session, variant_id: int, *, actor: str, policies: Sequence[Poli
     Nothing follows while its version is not ready. Twice is as good as once. Raises NotFound.
     """
     version, variant = lock(tx, variant_id)
-    recipe = wishes(tx, version)
     model = tx.get_one(Model, version.model_id)
-    new = _advance(tx, version, variant, (), model.name, actor=actor)
-    new += _measure(tx, version, recipe, model.name, actor=actor)
+    try:
+        recipe = wishes(tx, version)
+        new = _advance(tx, version, variant, (), model.name, actor=actor)
+        new += _measure(tx, version, recipe, model.name, actor=actor)
+    except stored.Unreadable as exc:
+        if variant.status == VariantStatus.PENDING:
+            _move(tx, version, variant, VariantPlan(VariantStatus.FAILED, str(exc)), model.name, actor=actor)
+        return []
     return new or _improve(tx, version, tuple(policies))
 
 
+def give_up(tx: Session, variant_id: int, reason: str, actor: str) -> None:
+    """Nobody can draw a conclusion from its rows: failed, with the reason, where it was pending."""
+    version, variant = lock(tx, variant_id)
+    if variant.status == VariantStatus.PENDING:
+        model = tx.get_one(Model, version.model_id)
+        _move(tx, version, variant, VariantPlan(VariantStatus.FAILED, reason), model.name, actor=actor)
+
+
 def wishes(tx: Session, version: Version) -> Wishes:
-    """The effective recipe that the version pins."""
+    """The effective recipe that the version pins. Raises Unreadable."""
     row = versions.judged_by(tx, version)
-    return Wishes.model_validate(row.effective) if row is not None else Wishes()
+    what = f"the recipe of version {version.number}"
+    return stored.parse(Wishes, row.effective, what) if row is not None else Wishes()
 
 
 def listing(tx: Session, version_id: int) -> list[Variant]:
@@ -295,7 +309,7 @@ def _advance(
     status = VariantStatus(variant.status)
     if version.status != VersionStatus.READY or (variant.name == ORIGINAL and status is not VariantStatus.READY):
         return []
-    wish = VariantWish.model_validate(variant.wish) if variant.wish else None
+    wish = stored.parse(VariantWish, variant.wish, f"the wish of variant {variant.name}") if variant.wish else None
     views = _views(tx, version, variant)
     count = shards(version, wish) if wish else 1
     plan = lifecycle.plan_variant(status, variant.reason, jobs=views, shards=count, kinds=kinds)

@@ -14,7 +14,7 @@ from sqlalchemy import String, and_, cast, exists, literal, select, update
 from sqlmodel import col
 
 from weighbridge import limits
-from weighbridge.registry import catalog, checkpoints, events, identity, jobs, lifecycle, recipes
+from weighbridge.registry import catalog, checkpoints, events, identity, jobs, lifecycle, recipes, stored
 from weighbridge.registry.db import Session, clock
 from weighbridge.registry.errors import Conflict, NotFound
 from weighbridge.registry.identity import Change, Known
@@ -210,6 +210,15 @@ def waits(tx: Session, version_id: int, reason: str) -> None:
         tx.flush()
 
 
+def give_up(tx: Session, version_id: int, reason: str, actor: str) -> None:
+    """Nobody can draw a conclusion from its rows: quarantined, with the reason, where it was not judged yet."""
+    version = lock(tx, version_id)
+    if version.status == VersionStatus.DISCOVERED:
+        model = tx.get_one(Model, version.model_id)
+        move(tx, version, model.name, VersionStatus.QUARANTINED, reason, actor=actor)
+    jobs.cancel(tx, "version", version_id)
+
+
 def overdue(tx: Session, limit: int = 100) -> list[int]:
     """Return ids of versions that no open job will move: their last one failed by its lease, or a `plan` was lost."""
     named = literal("version:") + cast(col(Version.id), String) + ":" + col(Job.stage)
@@ -358,7 +367,11 @@ def _open_variants(tx: Session, version: Version, *, actor: str) -> list[Job]:
     from weighbridge.registry import variants
 
     model = tx.get_one(Model, version.model_id)
-    return variants.open_all(tx, version, variants.wishes(tx, version), model.name, actor=actor)
+    try:
+        return variants.open_all(tx, version, variants.wishes(tx, version), model.name, actor=actor)
+    except stored.Unreadable as exc:
+        _note_held(tx, version, str(exc))
+        return []
 
 
 def _cancel_variants(tx: Session, version: Version) -> None:
@@ -373,12 +386,15 @@ def _roll_out(tx: Session, version: Version, old: VersionStatus, policies: Seque
     from weighbridge.registry import rollouts
 
     if version.status == VersionStatus.READY and old is not VersionStatus.READY:
-        rollout = rollouts.start_automatic(tx, version.model_id, tuple(policies))
+        try:
+            rollout = rollouts.start_automatic(tx, version.model_id, tuple(policies))
+            why = rollouts.held(tx, version, tuple(policies)) if rollout is None else None
+        except stored.Unreadable as exc:
+            rollout, why = None, f"it does not roll out by itself: {exc}"
         if rollout is not None and rollout.id is not None:
             return jobs.of(tx, "rollout", rollout.id, states=[JobState.QUEUED])
-        if (why := rollouts.held(tx, version, tuple(policies))) is not None:
-            version.facts = {**version.facts, "held": why}
-            _tell(tx, version, tx.get_one(Model, version.model_id).name, "held", actor="weighbridge", reason=why)
+        if why is not None:
+            _note_held(tx, version, why)
     elif version.status == VersionStatus.DUPLICATE and old is not VersionStatus.DUPLICATE:
         rollout = rollouts.start_again(tx, version, tuple(policies))
         if rollout is not None and rollout.id is not None:
@@ -386,6 +402,11 @@ def _roll_out(tx: Session, version: Version, old: VersionStatus, policies: Seque
     elif old is VersionStatus.READY and version.status != VersionStatus.READY:
         rollouts.withdraw(tx, version, version.reason)
     return []
+
+
+def _note_held(tx: Session, version: Version, why: str) -> None:
+    version.facts = {**version.facts, "held": why}
+    _tell(tx, version, tx.get_one(Model, version.model_id).name, "held", actor="weighbridge", reason=why)
 
 
 def _tell(tx: Session, version: Version, model: str, what: str, **told: Any) -> None:

@@ -14,7 +14,7 @@ from weighbridge.storage.protocols import Store
 class StorageSettings(BaseModel):
     """The watched bucket or folder, the artifacts, and how to reach an S3 endpoint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     url: str = Field(
         default="drops", description="Where checkpoints are dropped: s3://BUCKET, file:///FOLDER, or a folder."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -16,6 +17,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
+
+from weighbridge import escapes
 
 HIDDEN = "***"
 _PATTERNS = (
@@ -69,14 +72,14 @@ class HumanFormatter(logging.Formatter):
         """One line whatever it quotes, so that a name from a bucket writes no line of its own; tracebacks follow."""
         said = copy.copy(record)
         said.message = self._redact(record.message)
-        text = super().formatMessage(said)
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return escapes.line(super().formatMessage(said))
 
     def formatException(self, ei: Any) -> str:
-        return self._redact(super().formatException(ei))
+        """Indented, so that no line of a message can be taken for an entry."""
+        return escapes.indented(self._redact(super().formatException(ei)))
 
     def formatStack(self, stack_info: str) -> str:
-        return self._redact(stack_info)
+        return escapes.indented(self._redact(stack_info))
 
 
 class JsonFormatter(logging.Formatter):
@@ -101,7 +104,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(cleaned, default=str)
 
     def _clean(self, value: Any) -> Any:
-        return value if isinstance(value, int | float | None) else self._redact(str(value))
+        finite = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
+        return value if finite else self._redact(str(value))
 
 
 def setup(level: str = "info", format: str = "human", *, secrets: Iterable[str] = ()) -> None:

@@ -48,7 +48,7 @@ class ConfigError(ValueError):
 class LogSettings(BaseModel):
     """What processes write to stderr."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level to write.")
     format: Literal["human", "json"] = Field(default="human", description="human: one line for people; json: for logs.")

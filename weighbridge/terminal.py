@@ -2,6 +2,8 @@
 
 At a terminal Rich draws: colours, panels, lines as wide as the window. Anywhere else text is plain and never wrapped,
 boxed, coloured or cut, whatever COLUMNS says: a message is one line, a row of a table is one line, a cell is whole.
+
+In both places text of others is escaped here, and nowhere else (weighbridge.escapes).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from traceback import format_exception
 from typing import Any, NoReturn
 
 import typer
@@ -16,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
+
+from weighbridge import escapes
 
 _ENDLESS = 1_000_000
 """Columns of a stream that is no terminal. Rich and the help need some number; no line of ours is as long."""
@@ -33,10 +38,16 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def line(text: str, *, stderr: bool = False) -> None:
-    """Print text as it is, never wrapped."""
+    """Print one line, never wrapped, whatever it quotes."""
     stream = sys.stderr if stderr else sys.stdout
-    stream.write(clean(text) + "\n")
+    stream.write(escapes.line(text) + "\n")
     stream.flush()
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Print several on stdout."""
+    for text in texts:
+        line(text)
 
 
 def error(program: str, text: str) -> None:
@@ -56,20 +67,22 @@ def run(program: str, main: Callable[[], int]) -> NoReturn:
         sys.exit(main())
     except Exception as exc:
         if not is_expected(exc):
-            raise
+            traceback(exc)
+            sys.exit(1)
         error(program, str(exc) or type(exc).__name__)
         sys.exit(1)
 
 
-def clean(text: str) -> str:
-    """Control characters as escapes: a name from a bucket must not steer the terminal. Line ends stay."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def traceback(exc: BaseException) -> None:
+    """Print where an error that nobody expected came from, on stderr: its message may quote a name from a bucket."""
+    sys.stderr.write(escapes.indented("".join(format_exception(exc)).rstrip("\n")) + "\n")
+    sys.stderr.flush()
 
 
 def draw(columns: Sequence[str], rows: Iterable[Row], *, title: str = "", right: Sequence[str] = ()) -> None:
     """Print a `grid` on stdout, below its title."""
     if title:
-        line(_one_line(title))
+        line(title)
     show(grid(columns, rows, right=right))
 
 
@@ -81,7 +94,7 @@ def show(table: Table) -> None:
         return
     with shown.capture() as drawn:  # no blanks behind short rows: one long cell would make every line as long
         shown.print(table)
-    line("\n".join(row.rstrip() for row in drawn.get().rstrip("\n").split("\n")))
+    lines(row.rstrip() for row in drawn.get().rstrip("\n").split("\n"))
 
 
 def grid(columns: Sequence[str], rows: Iterable[Row], *, right: Sequence[str] = ()) -> Table:
@@ -90,12 +103,8 @@ def grid(columns: Sequence[str], rows: Iterable[Row], *, right: Sequence[str] = 
     for name in columns:
         table.add_column(name, overflow="fold", justify="right" if name in right else "left")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(_one_line(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(escapes.line(cell)) for cell in row))
     return table
-
-
-def _one_line(text: str) -> str:
-    return clean(text).replace("\n", "\\n")
 
 
 class _Outermost:

@@ -82,6 +82,8 @@ class RolloutView:
     """The wave whose bake a person cut short."""
     abort: str = ""
     """A person's wish to roll back, with the words; empty: none."""
+    unreadable: str = ""
+    """Why nobody knows any more how it should move; empty: its settings are what was stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ def next_step(rollout: RolloutView, seen: Observations) -> Step:
         return Wait(None, "waits for approval")
     if rollout.status is RolloutStatus.PAUSED:
         return Wait(None, "paused")
+    if rollout.unreadable:
+        return Hold(rollout.unreadable)
     return _advance(rollout, seen)
 
 

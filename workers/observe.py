@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
 from sqlmodel import col, select
 
-from weighbridge.registry import champion, db, hosts
+from weighbridge.registry import champion, db, hosts, stored
 from weighbridge.registry.champion import Serving
 from weighbridge.registry.db import Session
 from weighbridge.registry.lifecycle import RolloutStatus, VariantStatus, VersionStatus
@@ -21,7 +20,7 @@ from weighbridge.workers.next_step import HostSeen, Observations, RolloutView, S
 
 def look(tx: Session, rollout: Rollout) -> tuple[RolloutView, Observations]:
     """Read everything that `next_step` decides on."""
-    settings = RolloutSettings.model_validate(rollout.settings)
+    settings, unreadable = _settings(rollout)
     given = tuple(rollout.state.get("given", ()))
     wish = rollout.request or {}
     words = f"aborted by {wish.get('actor') or 'a person'}" + (f": {wish['reason']}" if wish.get("reason") else "")
@@ -33,9 +32,18 @@ def look(tx: Session, rollout: Rollout) -> tuple[RolloutView, Observations]:
         given=given,
         promoted=rollout.state.get("promoted", 0),
         abort=words if wish.get("verb") == "abort" else "",
+        unreadable=unreadable,
     )
     now = db.clock(tx)
     return view, Observations(now, _hosts(tx, rollout, settings, given, now), _withdrawn(tx, rollout))
+
+
+def _settings(rollout: Rollout) -> tuple[RolloutSettings, str]:
+    """How it moves; or, where that cannot be read any more, the defaults to go back by, and why."""
+    try:
+        return stored.parse(RolloutSettings, rollout.settings, f"the settings of rollout {rollout.id}"), ""
+    except stored.Unreadable as exc:
+        return RolloutSettings(fleet=stored.labels(rollout.fleet)), f"{exc}; abort it and start another"
 
 
 def forth(rollout: Rollout) -> Serving:
@@ -52,7 +60,7 @@ def back(tx: Session, rollout: Rollout) -> Serving | None:
     crowned = champion.number(tx, rollout.model_id)
     if crowned is None or crowned == rollout.number:
         return None
-    return champion.crowned(tx, rollout.model_id, json.loads(rollout.fleet), crowned)
+    return champion.crowned(tx, rollout.model_id, stored.labels(rollout.fleet), crowned)
 
 
 def _withdrawn(tx: Session, rollout: Rollout) -> str:

@@ -5,11 +5,12 @@ Free of torch and Celery: the daemon runs a step that no worker takes.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
-from weighbridge.registry import champion, hosts, jobs, rollouts
+from weighbridge.registry import champion, hosts, jobs, rollouts, stored
 from weighbridge.registry.champion import Serving
-from weighbridge.registry.db import Database, Session
+from weighbridge.registry.db import Database, Session, clock
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import RolloutStatus, Verdict
 from weighbridge.registry.models import Host, Job, Rollout
@@ -17,6 +18,8 @@ from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
 from weighbridge.workers import observe
 from weighbridge.workers.next_step import Assign, Finish, Hold, Observations, RollBack, Step, Wait, lost, next_step
+
+log = logging.getLogger(__name__)
 
 PACE = 1.0
 """Seconds between two looks while hosts load or bake: error counts ring no bell."""
@@ -33,11 +36,44 @@ def perform(db: Database, notifier: Notifier, claim: Claim, policies: tuple[Poli
         if rollout.status in _ENDED:
             jobs.finish(tx, claim, Verdict.NOT_APPLICABLE, f"the rollout is {rollout.status}", {})
             return []
-        rollouts.keep_served(tx, rollout)
-        following = _step(tx, rollout, claim, policies)
+        try:
+            with tx.begin_nested():
+                rollouts.keep_served(tx, rollout)
+                following = _step(tx, rollout, claim, policies)
+        except stored.BROKEN as exc:
+            if not stored.is_unreadable(exc):
+                raise
+            log.warning("rollout %s cannot be read", rollout.id, exc_info=exc)
+            following = _cannot(tx, rollouts.lock(tx, claim.subject_id), claim, f"{type(exc).__name__}: {exc}")
     for topic in ("hosts", "jobs", "events"):
         notifier.ring(topic)
     return following
+
+
+def _cannot(tx: Session, rollout: Rollout, claim: Claim, why: str) -> list[Job]:
+    """Its rows do not say any more how to go on, nor how to go back: it holds, and ends when a person aborts it.
+
+    Its hosts keep what they have until another rollout, or `converge`, gives them something.
+    """
+    reason = f"what is stored of it cannot be read ({why}); abort it, and start another"
+    before, asker = rollout.status, _asker(rollout)
+    ends = rollout.status == RolloutStatus.ROLLING_BACK or (rollout.request or {}).get("verb") == "abort"
+    if ends:
+        status = RolloutStatus.ROLLED_BACK if before == RolloutStatus.ROLLING_BACK else RolloutStatus.ABORTED
+        rollout.request, rollout.finished_at = None, clock(tx)
+    elif before in (RolloutStatus.RUNNING, RolloutStatus.HOLDING):
+        status = RolloutStatus.HOLDING
+    else:
+        status = RolloutStatus(before)
+    if not ends and (status, reason) == (before, rollout.reason):
+        jobs.release(tx, claim, clock(tx) + IDLE_PACE)
+        return []
+    rollouts.move(rollout, status, reason)
+    rollouts.add_step(tx, rollout, "finish" if ends else "hold", {"missing": reason}, actor=asker)
+    rollouts.report(tx, rollout, status if ends else "held", before={"status": before}, actor=asker, reason=reason)
+    jobs.finish(tx, claim, Verdict.PASSED, "unreadable", {"rollout": status})
+    job = None if ends else rollouts.next_job(tx, rollout, not_before=clock(tx) + IDLE_PACE)
+    return [job] if job is not None else []
 
 
 def _step(tx: Session, rollout: Rollout, claim: Claim, policies: tuple[Policy, ...]) -> list[Job]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class WorkerSettings(BaseModel):
     """What one `weighbridge worker` process takes on, and for how long."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     queues: tuple[Literal["cpu", "variants", "gpu", "control"], ...] = Field(
         default=("cpu", "variants", "control"),

@@ -44,8 +44,7 @@ class Authentication:
                 self._callers.check(scope["headers"])
                 self._forwarding.check(scope)
                 if (once := sessions.offered(scope)) is not None:
-                    secure = scope["scheme"] == "https"
-                    answer = await run_in_threadpool(sessions.exchange, self._db, once, secure=secure)
+                    answer = await run_in_threadpool(sessions.exchange, self._db, once, scope)
                     return await answer(scope, receive, send)
                 scope.setdefault("state", {})["principal"] = await self._principal(scope)
             except CallerRefused as refused:

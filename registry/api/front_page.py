@@ -44,13 +44,12 @@ def front_page(ctx: Ctx, who: Reader) -> HTMLResponse:
     with ctx.db.read() as tx:
         count = hosts.count(tx)
     places = "".join(f'<li><a href="{path}">{path}</a>: {escape(what)}</li>' for path, what in _PLACES)
-    store = escape(ctx.store.url) if ctx.store else "not told"
     return HTMLResponse(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Weighbridge</title></head><body>'
         f"<h1>Weighbridge {escape(__version__)}</h1>"
         f"<p>You are {escape(who.name)}, as {escape(who.role)}: this session reads, and ends by itself.</p>"
-        f"<p>Checkpoints are dropped in {store}. Hosts: {count}.</p>"
-        f"<ul>{places}</ul><p>To change something use <code>weighbridge --help</code> or the API with a token.</p>"
+        f"<p>Hosts: {count}.</p><ul>{places}</ul>"
+        "<p>To change something use <code>weighbridge --help</code> or the API with a token.</p>"
         "</body></html>",
         headers=_HEADERS,
     )

@@ -21,7 +21,6 @@ LINK_SECONDS: Final = 3600.0
 """How long an address waits for its browser."""
 SESSION_SECONDS: Final = 8 * 3600
 """How long a browser stays signed in: a day's work."""
-_COOKIE: Final = "weighbridge-session"
 _SAFE: Final = frozenset({"GET", "HEAD"})
 
 
@@ -33,14 +32,13 @@ def offered(scope: Scope) -> str | None:
     return offers[0] if offers else None
 
 
-def exchange(db: Database, once: str, *, secure: bool) -> Response:
+def exchange(db: Database, once: str, scope: Scope) -> Response:
     """Sign the browser in, and send it to the front page, without the token in its address. Raises Unauthorized."""
     with db.transaction() as tx:
         session = tokens.open_session(tx, once, SESSION_SECONDS)
     answer = RedirectResponse("/", 303, headers={"cache-control": "no-store", "referrer-policy": "no-referrer"})
-    answer.set_cookie(
-        _COOKIE, session, max_age=SESSION_SECONDS, path="/", httponly=True, samesite="strict", secure=secure
-    )
+    secure = scope["scheme"] == "https"
+    answer.set_cookie(_name(scope), session, SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
     return answer
 
 
@@ -49,7 +47,7 @@ def cookie(scope: Scope) -> str | None:
     if scope["method"] not in _SAFE:
         return None
     for key, value in scope["headers"]:
-        if key == b"cookie" and (found := _morsel(value.decode("latin-1"))):
+        if key == b"cookie" and (found := _morsel(value.decode("latin-1"), _name(scope))):
             return found
     return None
 
@@ -60,9 +58,15 @@ def principal(db: Database, session: str) -> Principal:
         return tokens.in_session(tx, session)
 
 
-def _morsel(header: str) -> str | None:
+def _name(scope: Scope) -> str:
+    """The cookie's name: a browser sends cookies to every port of a machine, and several registries may run on one."""
+    server = scope.get("server") or ("", 0)
+    return f"weighbridge-{server[1] or 0}"
+
+
+def _morsel(header: str, name: str) -> str | None:
     try:
-        found = SimpleCookie(header).get(_COOKIE)
+        found = SimpleCookie(header).get(name)
     except CookieError:
         return None
     return found.value if found else None

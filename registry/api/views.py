@@ -16,6 +16,7 @@ from sqlmodel import SQLModel, col
 from weighbridge import limits
 from weighbridge.registry import catalog, lineage, rollouts, schemas, stored, variants, versions
 from weighbridge.registry.db import Session, clock
+from weighbridge.registry.errors import broken_rules
 from weighbridge.registry.hosts import is_silent
 from weighbridge.registry.models import (
     Alias,
@@ -59,7 +60,7 @@ def _wire(kind: type[W], found: Mapping[str, Any]) -> W:
     try:
         return kind.model_validate(found)
     except ValidationError as exc:
-        why = f"what is stored of it cannot be read: {stored.fields(exc)}"
+        why = f"what is stored of it cannot be read: {broken_rules(exc)}"
         broken = {error["loc"][0] for error in exc.errors() if error["loc"]}
         logger.warning("%s %s: %s", kind.__name__, found.get("id") or found.get("name"), why)
         kept = {name: value for name, value in found.items() if name not in broken}

@@ -431,3 +431,18 @@ def test_a_folders_path_without_its_slash_is_said_to_lack_it(api: Api) -> None:
         record(tx, "b", path="digits/run-2/")
     with pytest.raises(Invalid, match=r"'digits/run-2/'"):
         client.wait("digits", path="digits/run-2")
+
+
+@sqlite_only
+def test_what_the_registry_would_refuse_is_said_in_its_words(api: Api) -> None:
+    """Before it is sent: an expected error that names the field, no traceback of a library."""
+    client = api.client()
+    for call, field in (
+        (lambda: client.create_token("viewer", "n" * 256), "name"),
+        (lambda: client.create_token("viewer", ttl=float("inf")), "ttl"),
+        (lambda: client.set_tag("digits", "k", "v" * 5001), "value"),
+        (lambda: client.set_alias("digits", "a", 2**31), "version"),
+        (lambda: client.start_rollout("m" * 256), "model"),
+    ):
+        with pytest.raises(Invalid, match=field):
+            call()

@@ -121,8 +121,8 @@ def test_a_session_reads_and_nothing_more(api: Api) -> None:
 def test_only_a_session_is_a_session(api: Api) -> None:
     """An administrator's token as a cookie or in the address signs nobody in: both would end in histories and logs."""
     admin = api.token("admin")
-    api.lent = None
-    name = "weighbridge-session"
+    opened, _ = browser(api, api.client(admin).browser_address())
+    (name,) = opened.cookies
     assert api.http(cookie=f"{name}={admin}").get("/v1/models").status_code == 401
     assert api.http().get("/", params={"token": admin}).status_code == 401
     assert api.http(admin).get("/v1/models").status_code == 200

@@ -19,8 +19,8 @@ from weighbridge.registry.errors import FencedOut, Unavailable
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import JobState, Stage, Verdict, VersionStatus
 from weighbridge.registry.notify import LocalNotifier
-from weighbridge.storage.errors import AccessDenied
-from weighbridge.workers import rollout
+from weighbridge.storage.errors import AccessDenied, StorageFull, StorageUnavailable
+from weighbridge.workers import rollout, tasks
 from weighbridge.workers.heartbeat import Heartbeat
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Recorder, Stages, Worker
@@ -188,6 +188,33 @@ def test_mistakes_use_up_attempts_what_lies_around_does_not(sqlite_url: str, tmp
         assert version.reason == "validate did not finish: ZeroDivisionError: division by zero"
         job = jobs.get(tx, waiting)
         assert (job.state, job.attempt, job.reason) == (JobState.QUEUED, 5, "waits: bucket drops: 403 for this key")
+    database.close()
+
+
+def test_what_nobody_mends_is_not_asked_for_ever(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a missing right, too many open files: set aside in the end, which is no verdict.
+
+    A store that is away is waited for as long as it takes.
+    """
+    monkeypatch.setattr(tasks, "_MOST_WAITS", 3)
+    database = Database(sqlite_url)
+    errors = [StorageFull("disk"), AccessDenied("403"), OSError(24, "Too many open files"), StorageUnavailable("away")]
+    for number, error in enumerate(errors, start=1):
+
+        def failing(*_: object, error: Exception = error) -> Recorder:
+            raise error
+
+        job_id = first_job(database, str(number))
+        for _ in range(4):
+            worker(database, failing, tmp_path).run_job(job_id)
+        away = isinstance(error, StorageUnavailable)
+        with database.read() as tx:
+            job, version = jobs.get(tx, job_id), versions.get(tx, "digits", number)
+            assert (job.state, job.attempt) == ((JobState.QUEUED, 4) if away else (JobState.SET_ASIDE, 3))
+            assert version.status == VersionStatus.DISCOVERED
+            assert away or "set aside: gave up after 3 tries: " in version.reason
     database.close()
 
 

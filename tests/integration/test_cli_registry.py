@@ -173,3 +173,20 @@ def test_adding_a_template_prints_what_it_takes(terminal: Terminal, tmp_path: Pa
     assert added["inputs"][0]["lengths"] == [{"axis": 1, "maximum": 12}]
     assert added["inputs"][0]["values"] == {"minimum": [0], "maximum": [49]}
     assert [spec["name"] for spec in added["outputs"]] == ["sum"]
+
+
+def test_what_waits_is_shown_in_pages(house: House, terminal: Terminal) -> None:
+    """Each with its reason, the newest first; a page says how many there are and how to see the next."""
+    for number in range(5):
+        house.put(f"{number}.safetensors", b"x")
+    house.settle()
+    page = terminal.json("status", "--model", MODEL, "--limit", "2")
+    assert [row["path"].rpartition("/")[2] for row in page["items"]] == ["4.safetensors", "3.safetensors"]
+    assert all("1 of" in row["reason"] for row in page["items"])
+    assert terminal.json("status")["open_checkpoints"] == 5
+    assert "4.safetensors" in terminal("status", "--limit", "2")
+    seen = [row["path"] for row in page["items"]]
+    while page["next"]:
+        page = terminal.json("status", "--model", MODEL, "--limit", "2", "--after", page["next"])
+        seen += [row["path"] for row in page["items"]]
+    assert len(seen) == len(set(seen)) == 5

@@ -135,3 +135,17 @@ def test_in_a_crowd_only_what_is_whole_is_waited_for() -> None:
     assert looks.older(GOOD, young, 1) > 0, "an older one is whole, and is going to be recorded"
     looks.forget(held, 1)
     assert looks.older(GOOD, young, 1) == 0
+
+
+def test_what_a_good_one_waits_for_is_looked_at_next() -> None:
+    """An older one of its model that only a listing found would else stand behind everybody's junk."""
+    looks, older = Looks(0.25, 30), Group("good", "good/older.safetensors")
+    for number, group in enumerate(junk(5000)):
+        looks.hint(group, 0, order(number, group.path), Urgency.FOUND, 1)
+    looks.hint(older, 0, order(1, older.path), Urgency.FOUND, 1)
+    looks.hint(GOOD, 0)
+    while looks.take(0) != GOOD:
+        pass
+    looks.place(GOOD, order(2, GOOD.path))
+    assert looks.older(GOOD, order(2, GOOD.path), 0) > 0
+    assert older in [looks.take(0) for _ in range(3)]

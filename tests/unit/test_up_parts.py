@@ -50,13 +50,16 @@ def test_two_that_start_at_once_never_choose_one_port(tmp_path: Path) -> None:
     """Neither listens yet: what the first chose is the second's no more, until the first is gone."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         wished = free.getsockname()[1]
-    first, second = (Ports(tmp_path / name, patience=0, shared=tmp_path / "state") for name in ("a", "b"))
-    assert first.choose("registry", wished) == wished
-    assert second.choose("registry", wished) != wished
     code = f"from weighbridge.daemon.ports import Ports; from pathlib import Path; p = Path({str(tmp_path)!r}); "
-    code += f"print(Ports(p / 'c', patience=0, shared=p / 'state').choose('registry', {wished + 1}))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(other.stdout) not in (wished, 0)
+    code += f"print(Ports(p / 'b', patience=0, shared=p / 'state' / 'lock').choose('registry', {wished}), flush=True); "
+    code += "input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert int(first.stdout.readline()) == wished
+        ports = Ports(tmp_path / "a", patience=0, shared=tmp_path / "state" / "lock")
+        assert ports.choose("registry", wished) != wished
+        first.kill()
+    assert ports.choose("host-1", wished) == wished
 
 
 def test_a_damaged_memory_is_no_obstacle(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         return exc.code if isinstance(exc.code, int) else exits.Exit.OK
     except Exception as exc:
         if "--debug" in arguments:
-            raise
+            terminal.traceback(exc)
         return _report(exc)
     return exits.Exit.OK
 

@@ -6,8 +6,8 @@ import sys
 
 import typer
 
+from weighbridge import escapes
 from weighbridge.cli.exits import Exit, Failed
-from weighbridge.terminal import clean
 
 
 def confirm(question: str, *, refused: bool = False) -> None:
@@ -18,6 +18,6 @@ def confirm(question: str, *, refused: bool = False) -> None:
     if refused:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Failed(f"{clean(question)} No terminal is here to ask: say --yes", Exit.REFUSED)
-    if not typer.confirm(clean(question), err=True):
+        raise Failed(f"{escapes.line(question)} No terminal is here to ask: say --yes", Exit.REFUSED)
+    if not typer.confirm(escapes.line(question), err=True):
         raise Failed("nothing was changed", Exit.REFUSED)

@@ -12,8 +12,6 @@ import typer
 from weighbridge.cli import output, rollouts, session, telling
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.versions import Force, Reason
-from weighbridge.registry.errors import NotFound
-from weighbridge.registry.spelling import nearest
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Client
@@ -156,6 +154,8 @@ def events(
 
 def known(client: Client, model: str) -> bool:
     """Whether there is such a model, or something that may become its first version."""
+    from weighbridge.registry.errors import NotFound
+
     try:
         next(client.versions(model), None)
     except NotFound:
@@ -165,6 +165,9 @@ def known(client: Client, model: str) -> bool:
 
 def _by_id(client: Client, host: str) -> str:
     """Raises NotFound, with the name that is spelled most like it."""
+    from weighbridge.registry.errors import NotFound
+    from weighbridge.registry.spelling import nearest
+
     there = list(client.hosts())
     if host not in {one.id for one in there}:
         names = [name for one in there if one.state != "retired" for name in (one.name, one.id)]

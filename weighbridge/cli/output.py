@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.text import Text
 
-from weighbridge.terminal import clean, console, draw, error, line, show
+from weighbridge import escapes
+from weighbridge.terminal import console, draw, error, line, show
 from weighbridge.words import counted
 
 __all__ = (
     "ago",
     "cell",
-    "clean",
     "console",
     "counted",
     "emit",
@@ -41,12 +41,12 @@ _COLOURS = {
 
 def note(text: str) -> None:
     """One line for the person at the terminal, not part of the answer."""
-    console(stderr=True).print(Text(clean(text)))
+    console(stderr=True).print(Text(escapes.line(text)))
 
 
 def emit(value: Any) -> None:
     """Print one JSON value on one line. Wire types become what the API sends."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.write(escapes.in_json(json.dumps(plain(value), ensure_ascii=False)) + "\n")
     sys.stdout.flush()
 
 
@@ -77,7 +77,7 @@ def cell(value: Any) -> Text:
     if isinstance(value, datetime):
         return Text(ago(value))
     text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return Text(clean(text).replace("\n", "\\n"), style=_COLOURS.get(text, ""))
+    return Text(escapes.line(text), style=_COLOURS.get(text, ""))
 
 
 def pairs(values: dict[str, Any]) -> str:

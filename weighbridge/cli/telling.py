@@ -8,8 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from weighbridge import escapes
 from weighbridge.cli.output import plain
-from weighbridge.terminal import clean
 
 if TYPE_CHECKING:
     from weighbridge.registry.client import Client
@@ -28,7 +28,7 @@ def line(event: Event) -> str:
     by = f" by {event.actor}" if event.actor else ""
     why = f": {event.reason}" if event.reason else ""
     when = event.created_at.astimezone(UTC)
-    return clean(f"{event.seq:>6} {when:%Y-%m-%d %H:%M:%SZ} {event.kind:<22} {what}{by}{why}").replace("\n", "\\n")
+    return escapes.line(f"{event.seq:>6} {when:%Y-%m-%d %H:%M:%SZ} {event.kind:<22} {what}{by}{why}")
 
 
 def follow(client: Client, since: datetime, *, json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weighbridge import escapes
 from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.versions import PANEL, ModelName, Selector, verdict
@@ -165,7 +166,7 @@ def _tell(result: PublishResult, judged: VersionDetail | None, *, json: bool) ->
 def _bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """One bar for all files; nothing where no person looks."""
     with _progress(quiet=quiet) as progress:
-        task = progress.add_task(label, total=None)
+        task = progress.add_task(escapes.line(label), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
@@ -177,7 +178,7 @@ def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def told(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
+                tasks[name] = progress.add_task(escapes.line(name), total=total)
             progress.update(tasks[name], completed=done, total=total)  # type: ignore[arg-type]
 
         yield told

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from weighbridge import terminal
-from weighbridge.cli.output import cell, clean
+from weighbridge import escapes, terminal
+from weighbridge.cli.output import cell
 from weighbridge.demo import drops
 from weighbridge.demo.drops import Drop
 from weighbridge.demo.patience import Stuck, told, unfinished
@@ -123,7 +123,7 @@ class Board:
 def shown(picture: Callable[[], Table], console: Console, *, live: bool) -> Iterator[Callable[[str], None]]:
     """Draw as it changes: one live table, or where no person looks a line for each change that is told."""
     if not live:
-        yield lambda line: console.print(clean(line), markup=False, soft_wrap=True)
+        yield lambda line: console.print(escapes.line(line), markup=False, soft_wrap=True)
         return
     with Live(console=console, refresh_per_second=4, get_renderable=picture):
         yield lambda line: None

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from weighbridge import terminal
+from weighbridge import escapes, terminal
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.template import parse_input, register_template
 from weighbridge.demo import ask, board, digits, drops, patience, stage
@@ -84,10 +84,10 @@ def run(
         place = (folder or scratch).absolute()
         sharded = stack.enter_context(_training_ddp(scratch / "sharded"))
         bucket = stack.enter_context(stage.s3_bucket(place / "s3") if s3 else stage.folder_bucket(place / "drops"))
-        console.print(f"starting `weighbridge up` on {bucket.url}; training on scikit-learn's digits", markup=False)
+        console.print(f"starting `weighbridge up` on {escapes.line(bucket.url)}; training on digits", markup=False)
         where = stack.enter_context(stage.up(bucket, place / "data", seconds=10 * PATIENCE))
         client = stack.enter_context(Client(where["registry"], data=where["data"]))
-        console.print(f"registry {where['registry']}, data {where['data']}", markup=False)
+        console.print(escapes.line(f"registry {where['registry']}, data {where['data']}"), markup=False)
         try:
             first = _first_act(Show(client, bucket, scratch, console), sharded, live=live)
             second = _second_act(Contest(client, bucket, scratch), console, live=live) if variants else None

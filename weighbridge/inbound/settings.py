@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class InboundSettings(BaseModel):
     """By which names a server is called, and how long and how often a connection may keep it waiting."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     server_names: tuple[str, ...] = Field(
         default=(),

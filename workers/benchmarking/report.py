@@ -15,7 +15,7 @@ def show(benchmarks: Sequence[Benchmark]) -> None:
     for one in benchmarks:
         title = f"{one.artifact_digest[:12]} on {one.hardware.get('label', one.kind)}: {one.status}"
         terminal.draw(_COLUMNS, map(_cells, one.rows), title=title, right=_COLUMNS[2:])
-        terminal.line("\n".join(_lines(one)))
+        terminal.lines(_lines(one))
 
 
 def _cells(row: BenchmarkRow) -> list[str]:

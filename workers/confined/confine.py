@@ -10,19 +10,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from weighbridge.engines.stream import TensorStats
-from weighbridge.registry.lifecycle import Verdict
-from weighbridge.registry.schemas import GateResult, Metric
 from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
-from weighbridge.storage.protocols import Ref
-from weighbridge.storage.safetensors_header import Header, TensorInfo
 from weighbridge.workers.confined import wire
 from weighbridge.workers.confined.order import Limits, Order
+from weighbridge.workers.confined.verbs import VERBS, read_outcome
 from weighbridge.workers.desk import Desk, Forbidden, Phase
 from weighbridge.workers.ours import ChildDied, ChildFailed, OwnFailure, TooLong
 from weighbridge.workers.outcome import Outcome
@@ -36,7 +31,6 @@ _DEAF = 60.0
 _LAST_WORD = 5.0
 _OTHERS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGBUS})
 """What ends a child for reasons that are ours: the kernel short of memory, an operator, a disk that lost its pages."""
-_ROW = attrgetter(*(field.name for field in fields(TensorStats)))
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -136,7 +130,7 @@ class _Child:
             case {"phase": phase}:
                 self._phase = Phase(phase)
             case {"outcome": dict(outcome)}:
-                return _read(outcome)
+                return read_outcome(outcome)
             case {"raised": str(words), "memory": True} if self._phase is Phase.READING:
                 raise Exceeded(f"reading it takes more than {self._limits.memory_bytes:,} bytes of memory ({words})")
             case {"raised": str(words), "ours": True}:
@@ -149,7 +143,7 @@ class _Child:
 
     def _answer(self, verb: str, said: wire.Said) -> None:
         try:
-            value, body = _VERBS[verb](self._desk, said)
+            value, body = VERBS[verb](self._desk, said)
         except (PreconditionFailed, ObjectNotFound) as exc:
             value, body = type(exc)(str(exc), key=exc.key), b""
         except Forbidden as exc:
@@ -225,41 +219,3 @@ def _used(pid: int) -> tuple[float, int] | None:
     except OSError:
         return None
     return (int(fields[11]) + int(fields[12])) / _TICK, int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _get(desk: Desk, said: wire.Said) -> tuple[Any, bytes]:
-    ref = Ref(**said.head["ref"])
-    return None, desk.get(ref.key, start=int(said.head["start"]), end=said.head["end"], if_match=ref)
-
-
-def _take(desk: Desk, said: wire.Said) -> tuple[Any, bytes]:
-    layout = said.head["layout"]
-    header = None
-    if layout is not None:
-        rows = {
-            name: TensorInfo(dtype, tuple(shape), start, end) for name, dtype, shape, start, end in layout["tensors"]
-        }
-        header = Header(rows, {}, int(layout["length"]))
-    taken = desk.take(str(said.head["name"]), Ref(**said.head["ref"]), header)
-    return (taken.file, list(map(_ROW, taken.stats))), b""  # as tuples: to pickle 200,000 objects takes a second
-
-
-_VERBS: dict[str, Callable[[Desk, wire.Said], tuple[Any, bytes]]] = {
-    "get": _get,
-    "take": _take,
-    "digest": lambda desk, said: (desk.digest([Ref(**ref) for ref in said.head["refs"]]), b""),
-    "path": lambda desk, said: (desk.path(str(said.head["digest"])), b""),
-    "put_bytes": lambda desk, said: (desk.put_bytes(said.body), b""),
-    "put_file": lambda desk, said: (desk.put_file(Path(said.head["path"])), b""),
-}
-"""What a child may ask."""
-
-
-def _read(said: dict[str, Any]) -> Outcome:
-    return Outcome(
-        Verdict(said["verdict"]),
-        str(said["reason"]),
-        dict(said["facts"]),
-        gates=[GateResult.model_validate(gate) for gate in said["gates"]],
-        metrics=[Metric.model_validate(metric) for metric in said["metrics"]],
-    )
