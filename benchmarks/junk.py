@@ -54,7 +54,7 @@ def good(seed: int) -> bytes:
 def bombs() -> Iterator[bytes]:
     """Six indexes of 64 MiB: of tensors, of lists, of texts in each field that a reader could keep."""
     size = (64 << 20) - 200
-    yield b'{"weight_map": {' + b",".join(b'"t%07d": "a.safetensors"' % n for n in range(size // 26)) + b"}}"
+    yield b'{"weight_map": {' + b",".join(b'"t%07d": "a.safetensors"' % n for n in range(size // 28)) + b"}}"
     yield b'{"weight_map": {"a": [' + b"[]," * (size // 3) + b"[]]}}"
     yield b'{"metadata": {"x": [' + b"{}," * (size // 3) + b"{}]}}"
     yield b'{"weight_map": {"' + b"x" * size + b'": "a.safetensors"}}'

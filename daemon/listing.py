@@ -92,8 +92,9 @@ class Listing:
         Who asks again and again has it listed half of the time.
         """
         start = self._clock()
-        if start < (self._due - self._seconds + self._took if self._asked else self._due):
-            return max(0.0, self._due - start)
+        due = self._due - self._seconds + self._took if self._asked else self._due
+        if start < due:
+            return due - start
         self._asked, asked = False, self._asked
         try:
             self.run(self._layout.prefix, turning)

@@ -446,3 +446,27 @@ def test_a_copied_output_folders_link_is_no_version_of_its_own(folder: Watched, 
     assert not [path for path in folder.states() if "latest" in path]
     paths = sorted(version.path for version in folder.versions() if version.path.startswith("net0/"))
     assert paths == ["net0/best.safetensors", "net0/checkpoint-1/", "net0/checkpoint-2/"]
+
+
+def test_a_listing_that_is_asked_for_comes_when_the_last_is_as_long_ago_as_it_took(watched: Watched) -> None:
+    """At once where listings are short; who asks all the time has the store listed half of the time."""
+    times: list[float] = []
+    took = 0.0
+
+    def run(*_: object) -> int:
+        times.append(watched.now)
+        watched.now += took
+        return 0
+
+    watched.listing.run = run  # type: ignore[method-assign]
+    assert watched.listing.once(Idle()) == 60
+    watched.listing.request("")
+    assert watched.listing.once(Idle()) == 60
+    watched.now += 60
+    took = 20.0
+    assert watched.listing.once(Idle()) == 60
+    watched.listing.request("")
+    assert watched.listing.once(Idle()) == 20
+    watched.now += 20
+    watched.listing.once(Idle())
+    assert times == [1000, 1000, 1060, 1100]
