@@ -41,6 +41,10 @@ _PROBE_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
 
 
+_PRIVATE = ("logs", "valkey", "ports.json", "weighbridge.toml", "up.lock")
+"""What lies in the data folder beside the database, which closes its own files (registry.db)."""
+
+
 class UpNeeds(Protocol):
     """The settings that `up` reads; weighbridge.settings.Settings has them, and its children read the rest."""
 
@@ -73,16 +77,20 @@ def run(settings: UpNeeds, *, hosts: int = 2, seconds: float | None = None, json
             "for other machines run registry, daemon, worker and host by themselves, with tokens"
         )
     data = private.make_folder(settings.data.absolute())
-    (data / "logs").mkdir(exist_ok=True)
+    for name in _PRIVATE:
+        private.close_all(data / name)  # of a release, or under a umask, that left them open
+    (data / "logs").mkdir(mode=0o700, exist_ok=True)
     local.read_token(data)  # one that others could read is refused here, rather than by a child in its log
     with _only_one(data), _signals() as stop:
         plan = Plan(settings, data, hosts)
+        before = os.umask(0o077)  # the children's too: what the broker appends, caches. The watched folder is there
         supervisor = Supervisor(plan.children(), stop)
         try:
             supervisor.start()
             supervisor.run(lambda: plan.announce(json), seconds)
         finally:
             supervisor.end()
+            os.umask(before)
     return 0
 
 
@@ -267,6 +275,7 @@ def _signals() -> Iterator[Stop]:
 @contextlib.contextmanager
 def _only_one(data: Path) -> Iterator[None]:
     """Hold the data folder's lock. Raises DataFolderBusy."""
+    private.begin(data / "up.lock")
     with (data / "up.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
