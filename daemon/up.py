@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from weighbridge import terminal
 from weighbridge.daemon import toml
 from weighbridge.daemon.ports import Ports
 from weighbridge.daemon.process import Child
@@ -161,7 +162,7 @@ class Plan:
         }
         hosts = " ".join(where["hosts"])
         words = f"registry {self.registry}  hosts {hosts}  folder {self.folder}  data {self._data}  browser {browser}"
-        print(jsonlib.dumps(where) if as_json else words, flush=True)
+        terminal.line(jsonlib.dumps(where) if as_json else words)
         return True
 
     def _write_configs(self) -> tuple[Path, Path]:
