@@ -43,7 +43,7 @@ class Ports:
                 if not self._take(found):
                     continue
                 self._remembered[name] = found
-                self._file.write_text(json.dumps(self._remembered, indent=1))
+                private.write(self._file, json.dumps(self._remembered, indent=1).encode())
                 return found
         raise OSError(f"no port of {host} is free")
 

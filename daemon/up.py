@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from weighbridge import terminal
 from weighbridge.daemon import toml
 from weighbridge.daemon.ports import Ports
 from weighbridge.daemon.process import Child
@@ -39,6 +40,10 @@ WORKER_GRACE = 10.0
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PROBE_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
+
+
+_PRIVATE = ("logs", "valkey", "ports.json", "weighbridge.toml", "up.lock")
+"""What lies in the data folder beside the database, which closes its own files (registry.db)."""
 
 
 class UpNeeds(Protocol):
@@ -80,16 +85,20 @@ def run(
             "for other machines run registry, daemon, worker and host by themselves, with tokens"
         )
     data = private.make_folder(settings.data.absolute())
-    (data / "logs").mkdir(exist_ok=True)
+    for name in _PRIVATE:
+        private.close_all(data / name)  # of a release, or under a umask, that left them open
+    (data / "logs").mkdir(mode=0o700, exist_ok=True)
     local.read_token(data)  # one that others could read is refused here, rather than by a child in its log
     with _only_one(data), _signals() as stop:
         plan = Plan(settings, data, hosts)
+        before = os.umask(0o077)  # the children's too: what the broker appends, caches. The watched folder is there
         supervisor = Supervisor(plan.children(), stop)
         try:
             supervisor.start()
             supervisor.run(lambda: plan.announce(json) and _begin(follow, data), seconds)
         finally:
             supervisor.end()
+            os.umask(before)
     return 0
 
 
@@ -167,7 +176,7 @@ class Plan:
         }
         hosts = " ".join(where["hosts"])
         words = f"registry {self.registry}  hosts {hosts}  folder {self.folder}  data {self._data}  browser {browser}"
-        print(jsonlib.dumps(where) if as_json else words, flush=True)
+        terminal.line(jsonlib.dumps(where) if as_json else words)
         return True
 
     def _write_configs(self) -> tuple[Path, Path]:
@@ -281,6 +290,7 @@ def _signals() -> Iterator[Stop]:
 @contextlib.contextmanager
 def _only_one(data: Path) -> Iterator[None]:
     """Hold the data folder's lock. Raises DataFolderBusy."""
+    private.begin(data / "up.lock")
     with (data / "up.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,6 +28,7 @@ from sqlmodel import SQLModel
 from weighbridge.registry import columns
 from weighbridge.registry.clock import now
 from weighbridge.registry.errors import RegistryError, Unavailable
+from weighbridge.storage import private
 
 __all__ = ["Database", "Session", "clock", "insert_into", "insert_or_skip", "now"]
 
@@ -60,6 +61,8 @@ class Database:
         self._writing = _Turns() if self.dialect == "sqlite" else contextlib.nullcontext()
         self._reading = self._writing if memory else contextlib.nullcontext()
         if self.dialect == "sqlite":
+            if not memory and parsed.database:
+                _keep_private(Path(parsed.database))
             self._engine = _sqlite_engine(parsed.render_as_string(hide_password=False), memory=memory)
         elif self.dialect == "postgresql":
             self._engine = _postgresql_engine(parsed.render_as_string(hide_password=False))
@@ -144,6 +147,13 @@ class _Turns:
     def __exit__(self, *_: object) -> None:
         self._holder = 0
         self._lock.release()
+
+
+def _keep_private(file: Path) -> None:
+    """Tokens' hashes and everybody's names lie in it. What SQLite puts beside it later has the file's own mode."""
+    private.begin(file)
+    for beside in ("-wal", "-shm", "-journal"):
+        private.close(file.with_name(file.name + beside))
 
 
 def _sqlite_engine(url: str, *, memory: bool) -> Engine:

@@ -40,6 +40,38 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def close(path: Path) -> None:
+    """Take a file or folder of this user's from everybody else (0600, 0700); nothing for a link and what is not there.
+
+    By its name: to open and close a database's file would end the locks that this process has on it.
+    """
+    try:
+        found = path.lstat()
+    except OSError:
+        return
+    if found.st_uid == os.geteuid() and found.st_mode & _OTHERS and not stat.S_ISLNK(found.st_mode):
+        path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+
+
+def close_all(folder: Path) -> None:
+    """`close` a folder and all within it; links are not followed."""
+    close(folder)
+    for at, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            close(Path(at, name))
+
+
+def begin(path: Path) -> None:
+    """Have an empty file of mode 0600 there, for who opens it by name; one that is there is closed to others.
+
+    A folder that is missing is left to who opens the file to say.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError:
+        close(path)
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file, folder or socket is no link, belongs to this user, and nobody else may write to it."""
     try:
