@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import socket
 import threading
 import time
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import httpx
 import pytest
-from fixtures.serving import FAKE, Host, serving_host
+from fixtures.serving import FAKE, Host, answer, host_in_thread, serving_host
 
 SECONDS = 1.5
 BODY = b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[3]}]}'
@@ -25,47 +23,13 @@ QUICK = FAKE.model_copy(update={"header_seconds": SECONDS, "stall_seconds": SECO
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A host with short deadlines, a short queue and little room for bodies."""
-    started: Future[Host] = Future()
-    ended = threading.Event()
-
-    async def run() -> None:
-        async with serving_host(tmp_path_factory.mktemp("blobs"), QUICK) as host:
-            await host.put_live("2")
-            started.set_result(host)
-            await asyncio.to_thread(ended.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),), name="host")
-    thread.start()
-    try:
-        yield started.result(timeout=30)
-    finally:
-        ended.set()
-        thread.join()
-
-
-def connect(host: Host) -> socket.socket:
-    address, port = host.url.split(":")
-    return socket.create_connection((address, int(port)), timeout=20)
-
-
-def answer(sock: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one answer. Status 0: the connection ended without one."""
-    seen = b""
-    while b"\r\n\r\n" not in seen:
-        if not (data := sock.recv(65536)):
-            return 0, {}, seen
-        seen += data
-    head, _, body = seen.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers.get("content-length", 0)) and (data := sock.recv(65536)):
-        body += data
-    return int(first.split()[1]), headers, body
+    with host_in_thread(tmp_path_factory.mktemp("blobs"), QUICK) as host:
+        yield host
 
 
 def ask(host: Host, headers: str = "", body: bytes = BODY, length: str | None = None) -> int:
     size = str(len(body)) if length is None else length
-    with connect(host) as sock:
+    with host.connect() as sock:
         head = f"POST /v2/models/scale/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n{headers}\r\n"
         sock.sendall(head.encode() + body)
         return answer(sock)[0]
@@ -81,7 +45,7 @@ NUMBERS = [
 def test_a_number_that_nobody_means_is_refused_and_forgotten(quick: Host, number: str) -> None:
     """Far more often than the queue is long: every answer is a 4xx, and the next request is served."""
     for _ in range(QUICK.queue + 2):
-        with connect(quick) as sock:
+        with quick.connect() as sock:
             head = f"POST /v2/models/scale/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(BODY)}\r\n"
             head += f"Inference-Header-Content-Length: {number}\r\n\r\n"
             sock.sendall(head.encode() + BODY)
@@ -169,7 +133,7 @@ def test_parameters_that_this_server_does_not_know_change_nothing(quick: Host, p
 def test_what_does_not_come_ends_with_its_deadline(quick: Host, first: bytes, drip: bytes, status: int) -> None:
     """Headers have one deadline, a body must go on: bytes that drip in move neither, and the connection ends."""
     began = time.monotonic()
-    with connect(quick) as sock:
+    with quick.connect() as sock:
         sock.sendall(first)
         stop = threading.Event()
 
@@ -200,7 +164,7 @@ def test_what_does_not_come_ends_with_its_deadline(quick: Host, first: bytes, dr
 def test_bodies_that_are_held_are_bounded_in_sum(quick: Host) -> None:
     """Slow uploads together may not fill the memory: beyond `held_bytes` the answer is 503, and they are let go."""
     part, size = bytes(200_000), 900_000
-    socks = [connect(quick) for _ in range(4)]
+    socks = [quick.connect() for _ in range(4)]
     try:
         for sock in socks:
             head = f"POST /v2/models/scale/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n"
