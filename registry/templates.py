@@ -84,6 +84,11 @@ def listing(tx: Session, *, fingerprint: str | None = None, after: str = "", lim
     return list(tx.scalars(statement.order_by(col(Template.name)).limit(limit)))
 
 
+def every(tx: Session) -> list[Template]:
+    """Return all templates by name."""
+    return list(tx.scalars(select(Template).order_by(col(Template.name))))
+
+
 def _judge_waiting(tx: Session, name: str, actor: str) -> None:
     """Open again every version that no program was found for: this may be it."""
     waiting = select(Version, col(Model.name)).join(Model, col(Model.id) == col(Version.model_id))

@@ -12,16 +12,17 @@ from sqlalchemy import update
 from sqlmodel import col, select
 
 from weighbridge.engines import hardware
-from weighbridge.engines.binding import Parameter
+from weighbridge.engines.errors import LoadError
 from weighbridge.engines.manifest import TensorSpec
 from weighbridge.registry import artifacts, champion, identity, jobs, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import Stage, Verdict, VersionStatus
-from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
+from weighbridge.registry.models import CheckpointFile, Metric, Model, Variant, Version
 from weighbridge.registry.recipe import ZERO_TAIL, Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.protocols import Ref, Store
+from weighbridge.workers import bindings, programs
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
 from weighbridge.workers.confined.confine import Confine, Exceeded
@@ -35,7 +36,7 @@ from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.run import RunSettings
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Recorder
-from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, quarantined
+from weighbridge.workers.validate import Programs, ValidateTask, quarantined
 from weighbridge.workers.variant_stages import VariantStages, factories_for
 from weighbridge.workers.zero_tails import Before
 
@@ -83,7 +84,7 @@ class TorchStages:
         with self._db.read() as tx:
             version, model, recipe = self._subject(tx, version_id)
             files = tuple(_ref(file) for file in versions.files(tx, version_id))
-            known = tuple(_template(row) for row in templates.listing(tx))
+            known, malformed = bindings.of_rows(templates.every(tx))
             before = _before(tx, version)
         policy = policy_for(model, self._policies)
         if version.size > policy.max_checkpoint_bytes:
@@ -98,7 +99,7 @@ class TorchStages:
             program=recipe.program,
             inputs=_specs(recipe.inputs),
             outputs=_specs(recipe.outputs),
-            programs=Programs(known, policy.programs),
+            programs=Programs(known, policy.programs, malformed),
             device=self._settings.device,
             gates=recipe.gates,
             evaluated=version.eval_pin is not None,
@@ -118,13 +119,15 @@ class TorchStages:
         assert artifact is not None, "evaluation follows a validation that passed"
         try:
             dataset = self._datasets.evaluation(version)
-        except Changed as changed:
-            return Outcome.rejected(str(changed))
+            against = self._champion(version, recipe, dataset)
+            programs.prove(self._db, self._cache.path, artifact, *([against.artifact] if against else []))
+        except (Changed, LoadError) as wrong:
+            return Outcome.rejected(str(wrong))
         task = EvaluateTask(
             artifact=artifact,
             dataset=dataset,
             gates=tuple(gate for gate in recipe.gates if gate.metric != ZERO_TAIL),
-            champion=self._champion(version, recipe, dataset),
+            champion=against,
             task=recipe.task,
             output=recipe.output,
             threshold=recipe.threshold,
@@ -259,17 +262,6 @@ def _too_large(version: Version, policy: Policy) -> str:
 
 def _ref(file: CheckpointFile) -> Ref:
     return Ref(file.key, file.size, file.etag, file.object_version, file.modified)
-
-
-def _template(row: Template) -> TemplateInfo:
-    return TemplateInfo(
-        name=row.name,
-        digest=row.digest,
-        fingerprint=row.fingerprint,
-        parameters={name: Parameter.model_validate(value) for name, value in row.parameters.items()},
-        inputs=tuple(TensorSpec.model_validate(spec) for spec in row.inputs),
-        outputs=tuple(TensorSpec.model_validate(spec) for spec in row.outputs),
-    )
 
 
 def _specs(wishes: tuple[TensorWish, ...]) -> tuple[TensorSpec, ...]:

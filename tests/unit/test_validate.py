@@ -26,6 +26,7 @@ from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.in_place import InPlace
 from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.pins import pin
 from weighbridge.storage.published import Published, PublishedFile
@@ -55,9 +56,7 @@ class Scale:
         return replace(ValidateTask("digits", 1, path, files, programs=self.programs), **changes)
 
     def path(self, digest: str) -> Path:
-        local = self.blobs.local_path(digest)
-        assert local is not None
-        return local
+        return InPlace(self.blobs).path(digest)
 
     def weigh(self, path: str, **changes: Any) -> Outcome:
         return self.run(self.task(path, **changes))
