@@ -19,7 +19,7 @@ def read(blobs: BlobPath, digest: str, what: str) -> bytes:
 
 
 def read_manifest(blobs: BlobPath, artifact: str) -> Manifest:
-    """The manifest of an artifact. Raises LoadError for other bytes, or one of a form that this release does not know."""
+    """The manifest of an artifact. Raises LoadError for other bytes, or a form unknown to this release."""
     try:
         return Manifest.model_validate_json(read(blobs, artifact, f"the manifest of artifact {artifact}"))
     except ValidationError as exc:

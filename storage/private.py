@@ -59,7 +59,7 @@ def is_folder_ours(folder: Path) -> bool:
 
 
 def is_out_of_reach(file: Path) -> bool:
-    """Whether only we and root can change a file or put another in its place: by owner and mode, its own and of all above.
+    """Whether only we and root can change or exchange a file: by owner and mode, its own and of all above.
 
     A hard link elsewhere is another way to it. In a folder like /tmp the sticky bit keeps others from renaming ours.
     """

@@ -119,9 +119,13 @@ def find(
         )
     broken = "".join(f"; template {name} may fit, but {why}" for name, why in sorted(programs.malformed.items()))
     if not templates:
-        raise Unbound("no template is registered and allowed for this model: `weighbridge template add`, or a recipe" + broken)
+        raise Unbound(
+            "no template is registered and allowed for this model: `weighbridge template add`, or a recipe" + broken
+        )
     nearest = min(templates, key=lambda one: (_distance(tensors, one), one.name))
-    raise Unbound(f"no template has this fingerprint; the nearest is {nearest.name}: {_difference(tensors, nearest)}{broken}")
+    raise Unbound(
+        f"no template has this fingerprint; the nearest is {nearest.name}: {_difference(tensors, nearest)}{broken}"
+    )
 
 
 def _by_name(tensors: Mapping[str, Parameter], programs: Programs, name: str) -> Bound:

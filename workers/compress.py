@@ -157,7 +157,9 @@ def _whole(task: CompressTask, order: Order, blobs: Keep, cache: BlobPath) -> Bu
 
 
 def _original(task: CompressTask, cache: BlobPath) -> Original:
-    return Original(read_manifest(cache, task.artifact), cache, task.factories, task.device, task.threads, task.task, task.output)
+    return Original(
+        read_manifest(cache, task.artifact), cache, task.factories, task.device, task.threads, task.task, task.output
+    )
 
 
 def _module(task: CompressTask) -> ModuleType:
