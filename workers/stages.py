@@ -55,11 +55,13 @@ class TorchStages:
         settings: WorkerSettings,
         policies: tuple[Policy, ...] = (),
         performer: Performer | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        """`performer`: where the stages run; None: in this process."""
+        """`performer`: where the stages run; None: in this process. `apart`: publishers do not write to `blobs`."""
         self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
         self._policies, self._performer = policies, performer or Here()
-        self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes)
+        self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes, apart=apart)
         self._datasets = Datasets(source, blobs, settings.reserve_bytes)
         self._machine = Machine(settings.machine)
         self._variants = VariantStages(
@@ -176,7 +178,8 @@ def open_stages(db: Database, settings: RunSettings, orders: socket.socket) -> T
     torch.set_num_threads(worker.threads)
     blobs = Blobs(storage.open_artifacts(create=True), storage.artifacts_prefix)
     confine = Confine(orders, _limits(worker), worker.threads)
-    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies, confine)
+    apart = storage.exposed is None
+    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies, confine, apart=apart)
 
 
 def _limits(worker: WorkerSettings) -> Limits:

@@ -1,4 +1,4 @@
-"""A writer of the folder where artifacts lie, as old sites have them in the watched folder, runs no code in a worker."""
+"""A writer of the folder where artifacts lie (the watched one, at old sites) runs no code in a worker."""
 
 from __future__ import annotations
 
