@@ -46,6 +46,7 @@ def add(
         if there.digest != digest:
             raise Conflict(f"template {name} is there with other content ({there.digest[:12]}): choose another name")
         _learn(tx, there, parameters, inputs, outputs, actor)
+        _judge_waiting(tx, name, actor)  # its file may have been damaged, or its row
         return there
     after = {"digest": digest, "fingerprint": fingerprint}
     events.record(tx, "template.added", subject=f"template:{row.id}", after={"name": name, **after}, actor=actor)
