@@ -74,8 +74,9 @@ class Daemon:
     def __init__(self, needs: DaemonNeeds, *, store: Store, db: Database, notifier: Notifier, sender: Sender) -> None:
         storage, settings, policies = needs.storage, needs.daemon, needs.policies
         owner = f"daemon:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-        beside = storage.artifacts in ("", storage.url)
-        layout = Layout.of(storage.prefix, storage.artifacts_prefix if beside else "")
+        layout = Layout.of(storage.prefix, storage.artifacts_below or "")
+        if storage.exposed:
+            log.warning("%s", storage.exposed)
         self._notifier = notifier
         reading = Reading(store, lambda group: self.intake.hint(group), lambda: self._reading.wake())
         self.intake = Intake(

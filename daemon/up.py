@@ -116,6 +116,7 @@ class Plan:
         self._settings, self._data = settings, data
         self._values = settings.model_dump()
         self.folder = _source(settings.storage)
+        self._values["storage"] |= artifacts_of(settings.storage, self.folder, data)
         ports = Ports(data / "ports.json", shared=_shared_ports())
         address = settings.registry.host
         self.registry = _url(address, ports.choose("registry", settings.registry.port, address))
@@ -317,6 +318,22 @@ def _shared_ports() -> Path | None:
         return local.state_folder() / "ports.lock"
     except FileNotFoundError:
         return None
+
+
+def artifacts_of(storage: StorageSettings, folder: str, data: Path) -> dict[str, str]:
+    """Settings of where artifacts lie: as asked for, else in the data folder, where publishers cannot write.
+
+    A site from before that has them in the watched store goes on as it is, and its daemon says how to move them.
+    """
+    own = data / "artifacts"
+    if storage.artifacts:
+        return {}
+    before = (data / "weighbridge.toml").exists() and not own.exists()
+    if before and ("://" in folder or (Path(folder) / storage.artifacts_prefix / "blobs").is_dir()):
+        return {}
+    private.make_folder(own)
+    asked = "artifacts_prefix" in storage.model_fields_set
+    return {"artifacts": str(own), "artifacts_prefix": storage.artifacts_prefix if asked else ""}
 
 
 def _source(storage: StorageSettings) -> str:

@@ -44,8 +44,9 @@ def read(pt2: bytes, device: str = "cpu") -> nn.Module:
             if device != "cpu":
                 program = torch.export.passes.move_to_device_pass(program, device)
             module = program.module(check_guards=False)
-        except RuntimeError as exc:
-            raise LoadError(f"torch {torch.__version__} cannot open the template on {device}: {exc}") from exc
+        except Exception as exc:  # of the zip, of JSON, of torch: whatever a malformed file causes
+            said = f"{type(exc).__name__}: {exc}"
+            raise LoadError(f"torch {torch.__version__} cannot open the template on {device}: {said}") from exc
     # Inputs are checked against their TensorSpecs; without pytrees and hooks a small call costs a third.
     module.graph.set_codegen(CodeGen())
     module.recompile()

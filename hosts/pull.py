@@ -6,13 +6,15 @@ import io
 from collections.abc import Iterator
 from typing import IO
 
-from pydantic import ValidationError
-
+from weighbridge.engines.blobs import read_manifest
 from weighbridge.engines.errors import LoadError
 from weighbridge.engines.manifest import Manifest
 from weighbridge.registry.client import Client
 from weighbridge.storage.local_cache import BlobCache
 from weighbridge.storage.streaming import Progress
+
+_MANIFEST = 256 << 20
+"""Bytes of a manifest, at most."""
 
 
 class _Stream(io.RawIOBase):
@@ -51,21 +53,21 @@ def pull(client: Client, cache: BlobCache, artifact: str, *, progress: Progress 
     def opened(digest: str, start: int) -> IO[bytes]:
         return io.BufferedReader(_Stream(client.stream_blob(digest, start)), 1 << 20)
 
-    def fetch(digest: str) -> None:
-        cache.ensure(digest, lambda start: opened(digest, start), progress=progress)
+    def fetch(digest: str, size: int) -> None:
+        cache.ensure(digest, lambda start: opened(digest, start), size=size if size >= 0 else None, progress=progress)
 
-    fetch(artifact)
+    fetch(artifact, _MANIFEST)
     manifest = manifest_of(cache, artifact)
     if manifest is None:
         raise LoadError(f"artifact {artifact}: its manifest is of a form that this release does not know")
-    for digest in manifest.blobs():
-        fetch(digest)
+    for digest, size in manifest.blobs().items():
+        fetch(digest, size)
     return manifest
 
 
 def manifest_of(cache: BlobCache, artifact: str) -> Manifest | None:
     """The manifest of an artifact, as far as it is here and this release knows its form."""
     try:
-        return Manifest.model_validate_json(cache.path(artifact).read_bytes())
-    except (LookupError, FileNotFoundError, ValidationError):
+        return read_manifest(cache.path, artifact)
+    except (LookupError, FileNotFoundError, LoadError):
         return None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from weighbridge.engines import golden, tensors
+from weighbridge.engines.blobs import read
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import Array, Arrays, Session
@@ -132,7 +133,7 @@ class Runner:
             return self._load(parsed, paths, device=device, factories=factories)
 
         self._session = self._background.run(load)
-        self._golden = paths(parsed.golden.digest).read_bytes(), parsed.golden.tolerance
+        self._golden = read(paths, parsed.golden.digest, "the reference golden"), parsed.golden.tolerance
         self._model, self._version = model, version
         self._meter = meter.Meter(device)
         self._budget = self._meter.room(memory)

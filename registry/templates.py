@@ -47,6 +47,7 @@ def add(
         if there.digest != digest:
             raise Conflict(f"template {name} is there with other content ({there.digest[:12]}): choose another name")
         _learn(tx, there, parameters, inputs, outputs, actor)
+        _judge_waiting(tx, name, actor)  # its file may have been damaged, or its row
         return there
     after = {"digest": digest, "fingerprint": fingerprint}
     events.record(tx, "template.added", subject=f"template:{row.id}", after={"name": name, **after}, actor=actor)
@@ -83,6 +84,11 @@ def listing(tx: Session, *, fingerprint: str | None = None, after: str = "", lim
     if fingerprint is not None:
         statement = statement.where(col(Template.fingerprint) == fingerprint)
     return list(tx.scalars(statement.order_by(col(Template.name)).limit(limit)))
+
+
+def every(tx: Session) -> list[Template]:
+    """Return all templates by name."""
+    return list(tx.scalars(select(Template).order_by(col(Template.name))))
 
 
 def _judge_waiting(tx: Session, name: str, actor: str) -> None:

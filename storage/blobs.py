@@ -1,6 +1,8 @@
 """Content-addressed bytes in a store: `<prefix>blobs/<2 hex>/<digest>`, where the digest is BLAKE3 in hex.
 
-A blob, once there, never changes. What is still being written lies under `<prefix>staging/` and is nobody's blob.
+A blob, once there, never changes; but nobody believes that of the store. Who acts on a blob hashes it: `get` and
+`fetch` do, files to be mapped come from `local_cache` or `in_place`. What is still being written lies under
+`<prefix>staging/` and is nobody's blob.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from weighbridge.storage.atomic import new_file
 from weighbridge.storage.errors import DigestMismatch, InvalidName, ObjectNotFound, PreconditionFailed, StorageFull
 from weighbridge.storage.optional import OptionalCall
 from weighbridge.storage.pins import pin
-from weighbridge.storage.protocols import Get, LocalPath, Move, Ref, Space, Store
+from weighbridge.storage.protocols import Get, Move, Ref, Space, Store
 from weighbridge.storage.streaming import DigestingReader, Progress, chunks, digest_bytes, digest_file
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +56,8 @@ class Blobs:
         self._cleaning = OptionalCall(
             store.url, "delete what was staged", without="it stays and takes space", permission="s3:DeleteObject"
         )
+        self._whole: dict[str, str] = {}
+        """{digest: the ETag of what had it when it was read}."""
 
     def key(self, digest: str) -> str:
         """Where a blob lies in the store. Raises ValueError for what is no digest."""
@@ -127,13 +131,6 @@ class Blobs:
         """Open a blob's bytes [start, end), unverified: who reads them to the end checks the digest."""
         return self.store.open(self.key(digest), start=start, end=end)
 
-    def local_path(self, digest: str) -> Path | None:
-        """The blob's own file where the store is a folder of this machine; None otherwise. Raises ObjectNotFound."""
-        if not isinstance(self.store, LocalPath):
-            return None
-        self.size(digest)
-        return self.store.local_path(self.key(digest))
-
     def fetch(self, digest: str, path: Path, *, progress: Progress | None = None) -> Path:
         """Copy a blob to a file that appears whole and verified, or not at all.
 
@@ -180,10 +177,25 @@ class Blobs:
             raise PreconditionFailed(f"a file changed while it was stored as blob {blob.digest}", key=key)
 
     def _is_whole(self, blob: Blob) -> bool:
+        """Whether the blob is there, by its bytes: a damaged one of the right size would stay for ever."""
         try:
-            return self.size(blob.digest) == blob.size
-        except ObjectNotFound:
+            info = self.store.head(self.key(blob.digest))
+            if info.size != blob.size:
+                return False
+            if self._whole.get(blob.digest) != info.etag:
+                if self._read(pin(info)) != blob.digest:
+                    return False
+                self._whole[blob.digest] = info.etag
+        except (ObjectNotFound, PreconditionFailed):
             return False
+        return True
+
+    def _read(self, ref: Ref) -> str:
+        with self.store.open(ref.key, if_match=ref) as stream:
+            reader = DigestingReader(stream, size=ref.size)
+            for _ in chunks(reader):  # type: ignore[arg-type]
+                pass
+        return reader.digest
 
     def _name(self, staged: Ref, blob: Blob) -> None:
         if isinstance(self.store, Move):

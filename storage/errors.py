@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from weighbridge import limits
 
 
@@ -70,6 +73,10 @@ class DigestMismatch(StorageError):
     def __init__(self, message: str, *, expected: str, seen: str, key: str | None = None) -> None:
         super().__init__(message, key=key)
         self.expected, self.seen = expected, seen
+
+    def __reduce__(self) -> tuple[Callable[[str], DigestMismatch], tuple[str]]:
+        """A confined child is told of it."""
+        return partial(DigestMismatch, expected=self.expected, seen=self.seen, key=self.key), (str(self),)
 
 
 class AlreadyPublished(StorageError, FileExistsError):

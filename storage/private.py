@@ -90,6 +90,18 @@ def is_folder_ours(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and _is_safe(found)
 
 
+def is_out_of_reach(file: Path) -> bool:
+    """Whether only we and root can change or exchange a file: by owner and mode, its own and of all above.
+
+    A hard link elsewhere is another way to it. In a folder like /tmp the sticky bit keeps others from renaming ours.
+    """
+    real = Path(os.path.realpath(file))
+    found = real.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or not _is_trusted(found):
+        return False
+    return all(_is_trusted(folder.stat(), sticky=True) for folder in real.parents)
+
+
 def write(path: Path, data: bytes) -> None:
     """Put a file of mode 0600 in place, whole. What is there is replaced, a link too, and never followed."""
     with new_file(path, mode=0o600) as file:
@@ -130,3 +142,8 @@ def _is_safe(found: os.stat_result) -> bool:
 
 def _owner(found: os.stat_result) -> str:
     return f"user {found.st_uid}"
+
+
+def _is_trusted(found: os.stat_result, *, sticky: bool = False) -> bool:
+    open_to_others = found.st_mode & _OTHERS_WRITE and not (sticky and found.st_mode & stat.S_ISVTX)
+    return found.st_uid in (0, os.geteuid()) and not open_to_others

@@ -23,6 +23,8 @@ from typing import Any, get_args
 
 from weighbridge import terminal
 from weighbridge.engines import hardware
+from weighbridge.engines.blobs import read_manifest
+from weighbridge.engines.errors import LoadError
 from weighbridge.engines.hardware import Hardware, NoSuchDevice
 from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
@@ -132,6 +134,8 @@ def benchmark(
             return _measure(job, lease)
     except ChildFailed as failed:
         return _failed(failed)
+    except LoadError as wrong:
+        return Outcome.rejected(f"the artifact does not run: {wrong}")
     except OutOfTime:
         return _unmeasured(job, f"the {task.limit:g} s of a benchmark were over while {job.doing}")
     finally:
@@ -209,10 +213,10 @@ def _start(job: _Job, running: ExitStack) -> dict[str, Child]:
 
 def _order(job: _Job, digest: str) -> dict[str, Any]:
     manifest, task = _manifest(job, digest), job.task
-    blobs = {blob: str(job.cache(blob)) for blob in manifest.blobs() if blob != manifest.golden.digest}
+    needed = [digest, *(blob for blob in manifest.blobs() if blob != manifest.golden.digest)]
     return {
-        "manifest": str(job.cache(digest)),
-        "blobs": blobs,
+        "artifact": digest,
+        "blobs": {blob: str(job.cache(blob)) for blob in needed},
         "factories": list(task.factories),
         "threads": task.threads,
         "dataset": None if task.dataset is None else str(job.cache(task.dataset)),
@@ -220,7 +224,7 @@ def _order(job: _Job, digest: str) -> dict[str, Any]:
 
 
 def _manifest(job: _Job, digest: str) -> Manifest:
-    return Manifest.model_validate_json(job.cache(digest).read_bytes())
+    return read_manifest(job.cache, digest)
 
 
 def _engine(manifest: Manifest) -> str:
@@ -344,10 +348,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ends with 0 when it was measured, 3 when its time was over before, 1 when it cannot be measured.
     """
     from weighbridge.storage.blobs import Blobs
+    from weighbridge.storage.in_place import InPlace
     from weighbridge.storage.urls import open_store
 
     args = _arguments(argv)
-    blobs = Blobs(open_store(args.blobs.resolve().as_uri()))
+    kept = InPlace(Blobs(open_store(args.blobs.resolve().as_uri())))
     task = BenchmarkTask(
         artifact=args.artifact,
         original=args.against or args.artifact,
@@ -361,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         slo=args.slo,
         limit=args.limit,
     )
-    outcome = benchmark(task, cache=lambda digest: args.blobs / blobs.key(digest), machine=Machine(args.machine))
+    outcome = benchmark(task, cache=kept.path, machine=Machine(args.machine))
     rows = [Benchmark.model_validate(outcome.facts["benchmark"])] if "benchmark" in outcome.facts else []
     report.show(rows)
     print(f"{outcome.verdict}: {outcome.reason}", file=sys.stderr)

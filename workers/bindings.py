@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any, Protocol
 
 from weighbridge.engines.binding import Parameter, bind, matches
 from weighbridge.engines.errors import BindingError, LoadError
 from weighbridge.engines.manifest import Program, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.workers.ours import raise_ours
+
+_LONGEST = 300
+"""Characters of an error that a reason repeats."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,56 @@ class Bound:
     notes: tuple[str, ...] = ()
 
 
+class Row(Protocol):
+    """What the registry keeps of a template."""
+
+    name: str
+    digest: str
+    fingerprint: str
+    parameters: dict[str, Any]
+    inputs: list[Any]
+    outputs: list[Any]
+
+
 class Unbound(Exception):
     """No single program; the message says what differs and what to do."""
 
 
 @dataclass(frozen=True)
 class Programs:
-    """What the operator allows (`template:NAME`, `factory:module:name` patterns) out of what is registered."""
+    """What the operator allows (`template:NAME`, `factory:module:name` patterns) out of what is registered.
+
+    `malformed`: {template: why its row says nothing}; it harms the checkpoints that it is for, and no others.
+    """
 
     templates: Sequence[TemplateInfo] = ()
     allowed: Sequence[str] = ("template:*",)
+    malformed: Mapping[str, str] = field(default_factory=dict)
 
     def allows(self, program: str) -> bool:
         return any(fnmatchcase(program, pattern) for pattern in self.allowed)
+
+
+def of_rows(rows: Iterable[Row]) -> tuple[tuple[TemplateInfo, ...], dict[str, str]]:
+    """What the registry's rows say: the templates, and why those that do not parse say nothing."""
+    known, malformed = [], {}
+    for row in rows:
+        try:
+            known.append(_of_row(row))
+        except (ValueError, TypeError, AttributeError) as exc:
+            malformed[row.name] = f"its row does not parse: {str(exc)[:_LONGEST]}"
+    return tuple(known), malformed
+
+
+def _of_row(row: Row) -> TemplateInfo:
+    return TemplateInfo(
+        name=row.name,
+        digest=row.digest,
+        fingerprint=row.fingerprint,
+        parameters={name: Parameter.model_validate(value) for name, value in row.parameters.items()},
+        inputs=tuple(TensorSpec.model_validate(spec) for spec in row.inputs),
+        outputs=tuple(TensorSpec.model_validate(spec) for spec in row.outputs),
+    )
 
 
 def find(
@@ -76,15 +117,22 @@ def find(
         raise Unbound(
             f"several templates have this fingerprint: {listed}; name one in recipe.yaml (program: template:)"
         )
+    broken = "".join(f"; template {name} may fit, but {why}" for name, why in sorted(programs.malformed.items()))
     if not templates:
-        raise Unbound("no template is registered and allowed for this model: `weighbridge template add`, or a recipe")
+        raise Unbound(
+            "no template is registered and allowed for this model: `weighbridge template add`, or a recipe" + broken
+        )
     nearest = min(templates, key=lambda one: (_distance(tensors, one), one.name))
-    raise Unbound(f"no template has this fingerprint; the nearest is {nearest.name}: {_difference(tensors, nearest)}")
+    raise Unbound(
+        f"no template has this fingerprint; the nearest is {nearest.name}: {_difference(tensors, nearest)}{broken}"
+    )
 
 
 def _by_name(tensors: Mapping[str, Parameter], programs: Programs, name: str) -> Bound:
     if not programs.allows(f"template:{name}"):
         raise Unbound(f"template:{name} is not allowed by the operator (allowed: {', '.join(programs.allowed)})")
+    if name in programs.malformed:
+        raise Unbound(f"recipe.yaml names the template {name}, but {programs.malformed[name]}: add it again")
     template = next((one for one in programs.templates if one.name == name), None)
     if template is None:
         raise Unbound(f"recipe.yaml names the template {name}, which is not registered: `weighbridge template add`")

@@ -6,7 +6,10 @@ import os
 import time
 from pathlib import Path
 
+from weighbridge.storage import private
 from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.in_place import InPlace
 from weighbridge.storage.local_cache import BlobCache
 
 _IN_USE = 600.0
@@ -14,16 +17,22 @@ _IN_USE = 600.0
 
 
 class WorkerCache:
-    """Blobs of one store as local files; those of a folder on this machine are read in place."""
+    """Blobs of one store as verified local files, copied into a folder of our own.
 
-    def __init__(self, blobs: Blobs, folder: Path, limit: int) -> None:
-        self._blobs, self._files, self._limit = blobs, BlobCache(folder), limit
+    `apart`: publishers do not write where the blobs are. A folder of this machine is then used in place, as far as its
+    owners and modes say that nobody else can change it either.
+    """
+
+    def __init__(self, blobs: Blobs, folder: Path, limit: int, *, apart: bool = False) -> None:
+        self._blobs, self._files, self._limit = blobs, BlobCache(folder, durable=False), limit
+        self._in_place = InPlace(blobs) if apart and isinstance(blobs.store, FolderStore) else None
 
     def path(self, digest: str) -> Path:
         """The verified file of a blob, fetched if need be. Raises ObjectNotFound, DigestMismatch, StorageError."""
+        if self._in_place is not None and private.is_out_of_reach(self._in_place.file(digest)):
+            return self._in_place.path(digest)
         path = self._files.ensure_from(self._blobs, digest)
-        if path.is_relative_to(self._files.folder):
-            os.utime(path)
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # when it was written says which bytes it has
         return path
 
     def trim(self) -> int:
@@ -41,6 +50,6 @@ class WorkerCache:
 
     def _used(self, digest: str) -> float:
         try:
-            return self._files.path(digest).stat().st_mtime
-        except (LookupError, FileNotFoundError):
+            return (self._files.folder / digest[:2] / digest).stat().st_atime
+        except FileNotFoundError:
             return 0.0

@@ -7,34 +7,23 @@ Every scan here takes time in proportion to what it scans, whatever that is: str
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import ArtifactFile
 from weighbridge.engines.stream import TensorStats
-from weighbridge.storage import identity, names
+from weighbridge.storage import companions, identity, names
 from weighbridge.storage.errors import StorageError
 from weighbridge.storage.index import MalformedIndex, read_index
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.storage.published import MalformedManifest, read_published
 from weighbridge.storage.safetensors_header import Header, MalformedHeader, ShortFile, read_header
 from weighbridge.storage.streaming import digest_bytes
-from weighbridge.storage.strict_json import InvalidJson, parse_object
 from weighbridge.workers.taking import Taken
 
-MAX_CONFIG = 4 << 20
-"""Bytes of a configuration file that is searched for code; a larger one is not provably safe."""
 _MAX_GOLDEN_ROWS = 65_536
 """The program answers all of them at once; of no bytes each there could be any number."""
-_CODE = frozenset({".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"})
-_CODE_KEYS = frozenset({"auto_map", "_target_", "custom_pipelines"})
-_CODE_ENDING = "_internal"
-_CODE_LINE = re.compile(rb"^[ \t\r\f\v\-{,\"']*+(auto_map|_target_|custom_pipelines)[\"']?\s*+:", re.MULTILINE)
-"""Possessive, and no newline before the word: tried at every line's start, each looks at its own line alone."""
-
 
 Take = Callable[[str, Ref, Header | None], Taken]
 """Reads one file (its name, its pin, of weights its header) to its end: workers.taking, by whoever holds the store."""
@@ -46,16 +35,18 @@ class Unsafe(Exception):
 
 @dataclass(frozen=True)
 class Contents:
-    """What the bytes are. `weights` are the blobs that serve; every file, also those not kept, is in `files`."""
+    """What the bytes are. `files` are all that were read, `weights` those of them that serve."""
 
     files: tuple[ArtifactFile, ...]
     weights: tuple[ArtifactFile, ...]
     stats: tuple[TensorStats, ...]
     golden: bytes | None = field(repr=False)
+    left_out: Mapping[str, Ref] = field(default_factory=dict)
+    """What nobody uses, by path."""
 
     @property
     def source_digest(self) -> str:
-        """BLAKE3 of the canonical JSON of every file's path, size and digest."""
+        """BLAKE3 of the canonical JSON of path, size and digest of every file that was read."""
         rows = sorted([file.path, file.size, file.digest] for file in self.files)
         return digest_bytes(json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode())
 
@@ -76,13 +67,15 @@ def read(source: Get, path: str, files: Iterable[Ref], take: Take) -> Contents:
     What is small is parsed before `take` reads what is large. Raises Unsafe; PreconditionFailed or ObjectNotFound when
     the bucket holds other content than was pinned.
     """
-    refs = {_relative(path, ref.key): ref for ref in files}
+    everything = {_relative(path, ref.key): ref for ref in files}
+    refs = {name: ref for name, ref in everything.items() if companions.is_read(name)}
     try:
-        _refuse_code(source, refs)
         headers = {name: read_header(source, ref) for name, ref in refs.items() if names.is_weights(name)}
         _refuse_disagreement(source, refs, headers)
         published = read_published(source, refs[names.PUBLISHED]) if names.PUBLISHED in refs else None
         golden = _golden(source, refs)
+        vouched = {file.path for file in published.files} if published else set()
+        refs |= {name: ref for name, ref in everything.items() if name in vouched}
     except (MalformedHeader, MalformedIndex, MalformedManifest, ShortFile) as wrong:
         raise Unsafe(str(wrong)) from wrong
     stats: list[TensorStats] = []
@@ -95,49 +88,8 @@ def read(source: Get, path: str, files: Iterable[Ref], take: Take) -> Contents:
             raise Unsafe(f"{names.PUBLISHED} names {file.path}, which is not there")
         if found[file.path].digest != file.digest:
             raise Unsafe(f"{file.path} has the digest {found[file.path].digest}, {names.PUBLISHED} says {file.digest}")
-    return Contents(tuple(found.values()), tuple(found[name] for name in headers), tuple(stats), golden)
-
-
-def _refuse_code(source: Get, refs: Mapping[str, Ref]) -> None:
-    """Configuration that names code to import is as dangerous as the code; neither has a place beside weights."""
-    for name, ref in refs.items():
-        ending = names.suffix(name.rpartition("/")[2])
-        if ending in _CODE:
-            raise Unsafe(f"{name}: a checkpoint must not carry code ({ending})")
-        if ending not in (".json", ".yaml", ".yml") or name.endswith((names.INDEX, names.PUBLISHED)):
-            continue
-        if name.rpartition("/")[2].startswith(names.COMPANIONS) and ref.size > MAX_CONFIG:
-            continue  # a vocabulary, which nothing here reads
-        if ref.size > MAX_CONFIG:
-            raise Unsafe(f"{name} has {ref.size:,} bytes: configuration has at most {MAX_CONFIG:,}")
-        if found := _code_in(source.get(ref.key, if_match=ref), ending):
-            raise Unsafe(f"{name}: {found} names code to import; configuration here is data only")
-
-
-def _code_in(data: bytes, ending: str) -> str | None:
-    if (line := _CODE_LINE.search(data)) is not None:
-        return line.group(1).decode()
-    try:
-        return _code_key(parse_object(data)) if ending == ".json" else None
-    except InvalidJson:
-        return None  # nobody reads it, least of all as code
-
-
-def _code_key(value: Any) -> str | None:
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            if (key := next(filter(_names_code, one), None)) is not None:
-                return str(key)
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
-    return None
-
-
-def _names_code(key: str) -> bool:
-    return key in _CODE_KEYS or key.endswith(_CODE_ENDING)
+    left_out = {name: ref for name, ref in everything.items() if not companions.is_read(name)}
+    return Contents(tuple(found.values()), tuple(found[name] for name in headers), tuple(stats), golden, left_out)
 
 
 def _refuse_disagreement(source: Get, refs: Mapping[str, Ref], headers: Mapping[str, Header]) -> None:

@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from weighbridge import terminal
+from weighbridge.engines.blobs import read_manifest
 from weighbridge.engines.errors import EngineError
-from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Task, VariantWish
 from weighbridge.storage.blobs import Blobs, Keep
@@ -158,8 +158,9 @@ def _whole(task: CompressTask, order: Order, blobs: Keep, cache: BlobPath) -> Bu
 
 
 def _original(task: CompressTask, cache: BlobPath) -> Original:
-    manifest = Manifest.model_validate_json(cache(task.artifact).read_bytes())
-    return Original(manifest, cache, task.factories, task.device, task.threads, task.task, task.output)
+    return Original(
+        read_manifest(cache, task.artifact), cache, task.factories, task.device, task.threads, task.task, task.output
+    )
 
 
 def _module(task: CompressTask) -> ModuleType:
@@ -239,6 +240,7 @@ def _finish(task: CompressTask, original: Original, built: Built, blobs: Keep, p
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build a variant of local blobs: `python -m weighbridge.workers.compress ARTIFACT --method M --blobs FOLDER`."""
+    from weighbridge.storage.in_place import InPlace
     from weighbridge.storage.urls import open_store
 
     parser = terminal.Arguments(prog="weighbridge.workers.compress", description=main.__doc__)
@@ -262,9 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         threads=args.threads,
     )
-    outcome = compress(
-        task, blobs=blobs, cache=lambda digest: args.blobs / blobs.key(digest), scratch=args.blobs / "scratch"
-    )
+    outcome = compress(task, blobs=blobs, cache=InPlace(blobs).path, scratch=args.blobs / "scratch")
     _print(outcome)
     return 0 if outcome.verdict == "passed" else 1
 

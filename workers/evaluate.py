@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from weighbridge import terminal
+from weighbridge.engines.blobs import read_manifest
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import BlobPath
 from weighbridge.registry.recipe import Gate, Quality, Task
 from weighbridge.registry.schemas import Metric
@@ -143,7 +143,7 @@ def _score(
 
     Raises BadDataset, Unclear, EngineError, LookupError.
     """
-    manifest = Manifest.model_validate_json(cache(artifact).read_bytes())
+    manifest = read_manifest(cache, artifact)
     session = load(manifest, cache, task.device, task.factories)
     try:
         runner = runs.Runner(session)
@@ -179,17 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     python -m weighbridge.workers.evaluate ARTIFACT [DATASET] --blobs FOLDER [--against ORIGINAL] [--task TASK]
     """
     from weighbridge.storage.blobs import Blobs
+    from weighbridge.storage.in_place import InPlace
     from weighbridge.storage.urls import open_store
 
     args = _arguments().parse_args(argv)
-    blobs = Blobs(open_store(args.blobs.resolve().as_uri()))
-
-    def cache(digest: str) -> Path:
-        path: Path = args.blobs / blobs.key(digest)
-        if not path.exists():
-            raise FileNotFoundError(f"{args.blobs} has no blob {digest}")
-        return path
-
+    cache = InPlace(Blobs(open_store(args.blobs.resolve().as_uri()))).path
     read = {"task": args.task, "output": args.output, "threshold": args.threshold}
     common: dict[str, Any] = {**read, "factories": tuple(args.factories), "device": args.device}
     if args.against:

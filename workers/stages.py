@@ -12,17 +12,17 @@ from sqlalchemy import update
 from sqlmodel import col, select
 
 from weighbridge.engines import hardware
-from weighbridge.engines.binding import Parameter
+from weighbridge.engines.errors import LoadError
 from weighbridge.engines.manifest import TensorSpec
 from weighbridge.registry import artifacts, champion, identity, jobs, judging, templates, versions
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import Stage, Verdict, VersionStatus
-from weighbridge.registry.models import CheckpointFile, Metric, Model, Template, Variant, Version
+from weighbridge.registry.models import CheckpointFile, Metric, Model, Variant, Version
 from weighbridge.registry.recipe import ZERO_TAIL, Policy, Recipe, TensorWish, policy_for
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.protocols import Ref, Store
-from weighbridge.workers import judges
+from weighbridge.workers import bindings, judges, programs
 from weighbridge.workers.benchmarking.machine import Machine
 from weighbridge.workers.cache import WorkerCache
 from weighbridge.workers.confined.confine import Confine, Exceeded
@@ -36,7 +36,7 @@ from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.run import RunSettings
 from weighbridge.workers.settings import WorkerSettings
 from weighbridge.workers.tasks import Recorder
-from weighbridge.workers.validate import Programs, TemplateInfo, ValidateTask, quarantined
+from weighbridge.workers.validate import Programs, ValidateTask, quarantined
 from weighbridge.workers.variant_stages import VariantStages, factories_for
 from weighbridge.workers.zero_tails import Before
 
@@ -55,11 +55,13 @@ class TorchStages:
         settings: WorkerSettings,
         policies: tuple[Policy, ...] = (),
         performer: Performer | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        """`performer`: where the stages run; None: in this process."""
+        """`performer`: where the stages run; None: in this process. `apart`: publishers do not write to `blobs`."""
         self._db, self._source, self._blobs, self._settings = db, source, blobs, settings
         self._policies, self._performer = policies, performer or Here()
-        self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes)
+        self._cache = WorkerCache(blobs, settings.cache, settings.cache_bytes, apart=apart)
         self._datasets = Datasets(source, blobs, settings.reserve_bytes)
         self._machine = Machine(settings.machine)
         self._variants = VariantStages(
@@ -95,7 +97,7 @@ class TorchStages:
         with self._db.read() as tx:
             version, model, recipe = self._subject(tx, version_id)
             files = tuple(_ref(file) for file in versions.files(tx, version_id))
-            known = tuple(_template(row) for row in templates.listing(tx))
+            known, malformed = bindings.of_rows(templates.every(tx))
             before = _before(tx, version)
         policy = policy_for(model, self._policies)
         if version.size > policy.max_checkpoint_bytes:
@@ -110,7 +112,7 @@ class TorchStages:
             program=recipe.program,
             inputs=_specs(recipe.inputs),
             outputs=_specs(recipe.outputs),
-            programs=Programs(known, policy.programs),
+            programs=Programs(known, policy.programs, malformed),
             device=self._settings.device,
             gates=recipe.gates,
             evaluated=version.eval_pin is not None,
@@ -133,12 +135,17 @@ class TorchStages:
             dataset = self._datasets.evaluation(version)
         except Changed as changed:  # the daemon has it judged again by the set that is there
             absent = str(changed)
+        try:
+            against = self._champion(version, recipe, dataset)
+            programs.prove(self._db, self._cache.path, artifact, *([against.artifact] if against else []))
+        except LoadError as wrong:
+            return Outcome.rejected(str(wrong))
         task = EvaluateTask(
             artifact=artifact,
             dataset=dataset,
             absent=absent,
             gates=tuple(gate for gate in recipe.gates if gate.metric != ZERO_TAIL),
-            champion=self._champion(version, recipe, dataset),
+            champion=against,
             task=recipe.task,
             output=recipe.output,
             threshold=recipe.threshold,
@@ -187,7 +194,8 @@ def open_stages(db: Database, settings: RunSettings, orders: socket.socket) -> T
     torch.set_num_threads(worker.threads)
     blobs = Blobs(storage.open_artifacts(create=True), storage.artifacts_prefix)
     confine = Confine(orders, _limits(worker), worker.threads)
-    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies, confine)
+    apart = storage.exposed is None
+    return TorchStages(db, storage.open_source(), blobs, worker, settings.policies, confine, apart=apart)
 
 
 def _limits(worker: WorkerSettings) -> Limits:
@@ -273,17 +281,6 @@ def _too_large(version: Version, policy: Policy) -> str:
 
 def _ref(file: CheckpointFile) -> Ref:
     return Ref(file.key, file.size, file.etag, file.object_version, file.modified)
-
-
-def _template(row: Template) -> TemplateInfo:
-    return TemplateInfo(
-        name=row.name,
-        digest=row.digest,
-        fingerprint=row.fingerprint,
-        parameters={name: Parameter.model_validate(value) for name, value in row.parameters.items()},
-        inputs=tuple(TensorSpec.model_validate(spec) for spec in row.inputs),
-        outputs=tuple(TensorSpec.model_validate(spec) for spec in row.outputs),
-    )
 
 
 def _specs(wishes: tuple[TensorWish, ...]) -> tuple[TensorSpec, ...]:

@@ -28,9 +28,9 @@ from weighbridge.engines.spread import Tolerance
 from weighbridge.engines.stream import TensorStats
 from weighbridge.registry.recipe import Gate, ProgramWish
 from weighbridge.registry.schemas import GateResult
-from weighbridge.storage import identity
+from weighbridge.storage import companions, identity
 from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed, StorageError
+from weighbridge.storage.errors import DigestMismatch, ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.protocols import Get, Ref
 from weighbridge.workers import bindings, checkpoint, proving, weights, zero_tails
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
@@ -97,7 +97,7 @@ def weigh(task: ValidateTask, desk: Desk) -> Outcome:
         contents = checkpoint.read(desk, task.path, task.files, desk.take)
         desk.enter(Phase.RUNNING)
         outcome = _weigh(task, contents, desk)
-        _prove_unchanged(desk, task.files)
+        _prove_unchanged(desk, [ref for ref in task.files if ref not in contents.left_out.values()])
     except checkpoint.Unsafe as wrong:
         return quarantined(task, desk, str(wrong))
     except (PreconditionFailed, ObjectNotFound) as gone:
@@ -120,7 +120,7 @@ def _superseded(gone: StorageError) -> Outcome:
 
 
 def _prove_unchanged(source: Get, files: Sequence[Ref]) -> None:
-    """Raise PreconditionFailed when a file is no longer what was pinned: the newer content is another version.
+    """Raise PreconditionFailed when what was read is no longer what was pinned: the newer content is another version.
 
     A stream that an object store began before the change ends with the old bytes, and tells nobody. A file that was
     removed meanwhile is no change: its bytes are safe by now.
@@ -161,7 +161,7 @@ def _judge_zeros(task: ValidateTask, contents: Contents, facts: dict[str, Any]) 
     findings = zero_tails.find(contents.stats, before)
     results = zero_tails.judge(findings, task.gates, evaluated=task.evaluated, before=before)
     if findings:
-        facts["notes"] = [zero_tails.note(findings, before)]
+        facts["notes"] = [*facts["notes"], zero_tails.note(findings, before)]
         facts["tensors"]["zero_tail"] = {one.tensor: one.size for one in findings[:_LISTED]}
     facts["unfinished"] = zero_tails.left_to_set(results)
     return results
@@ -172,6 +172,11 @@ def _prove_program(task: ValidateTask, contents: Contents, bound: Bound, facts: 
     draft = _manifest(contents, bound, Golden(digest="0" * 64, size=0, **tolerance._asdict()))
     program = f"{bound.program.kind}:{bound.program.name}"
     factories = (bound.program.name,) if bound.program.kind == "factory" else ()
+    try:
+        if bound.program.digest is not None:
+            desk.path(bound.program.digest)
+    except (ObjectNotFound, DigestMismatch) as damaged:
+        return Outcome.needs_binding(f"{program} is damaged in the store, add it again: {damaged}", facts)
     try:
         session = load(draft, desk.path, task.device, factories)
     except LoadError as exc:
@@ -207,7 +212,7 @@ def _prove_program(task: ValidateTask, contents: Contents, bound: Bound, facts: 
         "golden": manifest.golden.model_dump(mode="json"),
         "precision": weights.precision(contents, bound),
         "unread": weights.unread(bound),
-        "notes": [*facts.get("notes", []), *bound.notes, *(f"{_GOLDENS[name]} {said}" for name, said in weak.items())],
+        "notes": [*facts["notes"], *bound.notes, *(f"{_GOLDENS[name]} {said}" for name, said in weak.items())],
     }
     proven = ", author's golden matches" if facts["evidence"]["author_golden"] else ""
     if weak.get(_AUTHOR) == proving.NOTHING:
@@ -258,7 +263,14 @@ def _evidence(*proven: str) -> dict[str, bool]:
 def _facts(contents: Contents) -> dict[str, Any]:
     stats = contents.stats
     largest = sorted(stats, key=lambda one: (-one.nbytes, one.name))[:_LISTED]
+    left_out = contents.left_out
     return {
+        "notes": [note] if (note := companions.note(left_out)) else [],
+        "left_out": {
+            "count": len(left_out),
+            "bytes": sum(ref.size for ref in left_out.values()),
+            "files": [{"path": path, "size": left_out[path].size} for path in sorted(left_out)[:_LISTED]],
+        },
         "source_digest": contents.source_digest,
         "weights": contents.weights_digest,
         "files": [file.model_dump(mode="json") for file in contents.files],
@@ -294,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Weigh a local file or folder: `python -m weighbridge.workers.validate PATH --factory FILE.py:NAME --input …`."""
     from weighbridge.engines.factory import load_factory
     from weighbridge.engines.template import build
+    from weighbridge.storage.in_place import InPlace
     from weighbridge.storage.pins import pin
     from weighbridge.storage.urls import open_store
 
@@ -313,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         blobs = Blobs(open_store(Path(folder).as_uri()))
         blobs.put_bytes(made.pt2)
         task = ValidateTask("local", 1, path, files, programs=Programs((template,)))
-        outcome = validate(task, source=source, blobs=blobs, cache=lambda d: Path(folder) / blobs.key(d))
+        outcome = validate(task, source=source, blobs=blobs, cache=InPlace(blobs).path)
     print(json.dumps({"verdict": outcome.verdict, "reason": outcome.reason, "facts": outcome.facts}, indent=2))
     return 0 if outcome.verdict == "passed" else 1
 

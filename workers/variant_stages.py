@@ -10,13 +10,15 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from weighbridge.engines.manifest import Manifest
+from weighbridge.engines.blobs import read_manifest
+from weighbridge.engines.errors import LoadError
 from weighbridge.registry import artifacts, benchmarks, jobs, schemas, variants, versions
 from weighbridge.registry.db import Database, Session, clock
 from weighbridge.registry.jobs import Claim
 from weighbridge.registry.lifecycle import Stage
 from weighbridge.registry.models import Job, Model, Variant, Version
 from weighbridge.registry.recipe import Objective, Policy, Recipe, VariantWish, policy_for
+from weighbridge.workers import programs
 from weighbridge.workers.benchmark import BenchmarkTask, benchmark
 from weighbridge.workers.benchmarking.judgement import WIDE
 from weighbridge.workers.benchmarking.machine import Machine
@@ -80,10 +82,12 @@ class VariantStages:
             Stage.EVALUATE: lambda: self._compare(subject, heartbeat),
             Stage.BENCHMARK: lambda: self._benchmark(subject, heartbeat),
         }
+        made = [subject.variant.artifact_digest] if claim.stage in (Stage.EVALUATE, Stage.BENCHMARK) else []
         try:
+            programs.prove(self._db, self._cache.path, subject.original, *filter(None, made))
             outcome = stages[claim.stage]()
-        except Changed as changed:
-            outcome = Outcome.rejected(str(changed))
+        except (Changed, LoadError) as wrong:
+            outcome = Outcome.rejected(str(wrong))
         self._cache.trim()
         heartbeat.check()
         return partial(record, claim=claim, outcome=outcome)
@@ -155,8 +159,7 @@ class VariantStages:
 
     def _fetch(self, artifact: str) -> None:
         """Bring every blob here before the machine is held: a slow download would hold up everybody."""
-        manifest = Manifest.model_validate_json(self._cache.path(artifact).read_bytes())
-        for digest in manifest.blobs():
+        for digest in read_manifest(self._cache.path, artifact).blobs():
             self._cache.path(digest)
 
 

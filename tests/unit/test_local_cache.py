@@ -15,10 +15,9 @@ from blake3 import blake3
 
 from weighbridge.storage import local_cache
 from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.errors import DigestMismatch, StorageFull, StorageUnavailable
+from weighbridge.storage.errors import DigestMismatch, StorageError, StorageFull, StorageUnavailable
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.local_cache import BlobCache
-from weighbridge.storage.memory import MemoryStore
 
 DATA = os.urandom(3 << 20)
 DIGEST = blake3(DATA).hexdigest()
@@ -148,11 +147,103 @@ def test_evict_keeps_what_is_needed(cache: BlobCache) -> None:
     assert [blob.digest for blob in cache.list()] == [DIGEST]
 
 
-def test_blobs_of_a_folder_are_used_in_place(cache: BlobCache, tmp_path: Path) -> None:
-    """No copy from a folder of this machine; from any other store there is one."""
-    local = Blobs(FolderStore(tmp_path / "store", create=True))
-    local.put_bytes(DATA)
-    assert cache.ensure_from(local, DIGEST).is_relative_to(tmp_path / "store")
-    remote = Blobs(MemoryStore())
-    remote.put_bytes(DATA)
-    assert cache.ensure_from(remote, DIGEST) == cache.path(DIGEST)
+def test_blobs_of_a_folder_are_copied_and_verified(cache: BlobCache, tmp_path: Path) -> None:
+    """Whoever writes to the store's folder cannot change what was verified: no inode is shared."""
+    blobs = Blobs(FolderStore(tmp_path / "store", create=True))
+    blobs.put_bytes(DATA)
+    theirs = tmp_path / "store" / blobs.key(DIGEST)
+    ours = cache.ensure_from(blobs, DIGEST)
+    assert ours.is_relative_to(cache.folder)
+    assert ours.stat().st_ino != theirs.stat().st_ino
+    theirs.write_bytes(b"evil" * (len(DATA) // 4))
+    assert cache.ensure_from(blobs, DIGEST).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("how", ["same size", "shorter", "longer", "link", "pipe", "folder", "gone"])
+def test_a_swapped_blob_is_never_taken(cache: BlobCache, tmp_path: Path, how: str) -> None:
+    """Whatever lies there in its place: an error names it, and nothing is left to be believed later."""
+    root = tmp_path / "store"
+    blobs = Blobs(FolderStore(root, create=True))
+    blobs.put_bytes(DATA)
+    place = root / blobs.key(DIGEST)
+    place.unlink()
+    (tmp_path / "evil").write_bytes(bytes(len(DATA)))
+    match how:
+        case "same size":
+            place.write_bytes(bytes(len(DATA)))
+        case "shorter":
+            place.write_bytes(DATA[:-1])
+        case "longer":
+            place.write_bytes(DATA + b"x")
+        case "link":
+            place.symlink_to(tmp_path / "evil")
+        case "pipe":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
+    with pytest.raises(StorageError, match=DIGEST):
+        cache.ensure_from(blobs, DIGEST)
+    with pytest.raises(LookupError):
+        cache.path(DIGEST)
+    if how != "folder":
+        place.unlink(missing_ok=True)
+        blobs.put_bytes(DATA)
+        assert cache.ensure_from(blobs, DIGEST).read_bytes() == DATA
+
+
+def test_no_more_is_taken_than_a_blob_has(cache: BlobCache) -> None:
+    """One that grew for ever would fill the disk before its digest is known to be wrong."""
+
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            return len(buffer)
+
+    with pytest.raises(DigestMismatch):
+        cache.ensure(DIGEST, lambda start: Endless(), size=len(DATA))  # type: ignore[arg-type,return-value]
+
+
+def test_a_blob_larger_than_the_disk_is_refused_before_a_byte_is_written(cache: BlobCache, tmp_path: Path) -> None:
+    """A sparse file costs its writer nothing."""
+    blobs = Blobs(FolderStore(tmp_path / "store", create=True))
+    place = tmp_path / "store" / blobs.key(DIGEST)
+    place.parent.mkdir(parents=True)
+    with place.open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(StorageFull, match="left"):
+        cache.ensure_from(blobs, DIGEST)
+    assert not list(cache.folder.glob("partial/*"))
+
+
+def test_a_cache_that_others_could_write_to_is_closed_and_believes_nothing(tmp_path: Path) -> None:
+    """What does not hash to its name goes, whatever it is; the rest stays; from then on nobody else gets in."""
+    folder = tmp_path / "cache"
+    other = blake3(b"other").hexdigest()
+    linked = blake3(b"linked").hexdigest()
+    for digest, data in ((DIGEST, DATA), (other, b"evil!")):
+        (folder / digest[:2]).mkdir(parents=True, exist_ok=True)
+        (folder / digest[:2] / digest).write_bytes(data)
+    (folder / linked[:2]).mkdir(exist_ok=True)
+    (tmp_path / "evil").write_bytes(b"linked")
+    (folder / linked[:2] / linked).symlink_to(tmp_path / "evil")
+    folder.chmod(0o777)
+    cache = BlobCache(folder)
+    assert cache.ensure(other, lambda start: io.BytesIO(b"other"[start:])).read_bytes() == b"other"
+    assert cache.path(DIGEST).read_bytes() == DATA
+    assert {blob.digest for blob in cache.list()} == {DIGEST, other}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_without_syncs_is_hashed_once_by_each_process(tmp_path: Path) -> None:
+    """A name may outlive its bytes in a power cut; once hashed, the same inode with the same times is believed."""
+    BlobCache(tmp_path, durable=False).ensure(DIGEST, lambda start: io.BytesIO(DATA[start:]))
+    path = tmp_path / DIGEST[:2] / DIGEST
+    cache = BlobCache(tmp_path, durable=False)
+    assert cache.path(DIGEST) == path
+    path.chmod(0o600)
+    path.write_bytes(bytes(len(DATA)))
+    with pytest.raises(LookupError):
+        cache.path(DIGEST)
+    assert cache.ensure(DIGEST, lambda start: io.BytesIO(DATA[start:])).read_bytes() == DATA

@@ -111,6 +111,41 @@ def test_artifacts_may_lie_outside_the_watched_prefix() -> None:
     assert load({"storage.artifacts": "s3://other", "storage.artifacts_prefix": "x"}).storage.artifacts == "s3://other"
 
 
+@pytest.mark.parametrize(
+    ("flags", "below", "said"),
+    [
+        ({"url": "drops"}, ".weighbridge", True),
+        ({"url": "drops", "artifacts": "drops"}, ".weighbridge", True),
+        ({"url": "drops", "artifacts": "./drops/sub/../own"}, "own/.weighbridge", True),
+        ({"url": "drops", "artifacts": "drops-of-ours"}, None, False),
+        ({"url": "drops", "artifacts": "data/artifacts", "artifacts_prefix": ""}, None, False),
+        ({"url": "s3://b"}, ".weighbridge", True),
+        ({"url": "s3://b/runs", "artifacts": "s3://b/runs/own"}, "own/.weighbridge", True),
+        ({"url": "s3://b/runs", "artifacts": "s3://b/runs-own"}, None, False),
+        ({"url": "s3://b", "prefix": "runs", "artifacts_prefix": "own"}, "own", False),
+        ({"url": "s3://b", "artifacts": "s3://other"}, None, False),
+    ],
+)
+def test_it_is_said_where_publishers_can_write_to_artifacts(
+    flags: dict[str, str], below: str | None, said: bool
+) -> None:
+    """However the places are written; a neighbour that begins with the same letters is another place."""
+    storage = load({f"storage.{name}": value for name, value in flags.items()}).storage
+    assert storage.artifacts_below == below
+    assert (storage.exposed is not None) == said
+
+
+def test_artifacts_have_keys_of_their_own() -> None:
+    """What is not set for them is as for the watched bucket."""
+    given = {"url": "s3://b", "artifacts": "s3://own", "s3.endpoint_url": "http://127.0.0.1:9", "s3.access_key": "a"}
+    given |= {"s3.secret_key": "b", "artifacts_s3.access_key": "c", "artifacts_s3.secret_key": "d"}
+    storage = load({f"storage.{name}": value for name, value in given.items()}).storage
+    options = storage.artifacts_options
+    assert options.endpoint_url == "http://127.0.0.1:9"
+    assert options.access_key is not None
+    assert options.access_key.get_secret_value() == "c"
+
+
 def test_a_kubernetes_service_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service named weighbridge-registry puts WEIGHBRIDGE_REGISTRY_PORT=tcp://… into every pod."""
     monkeypatch.setenv("WEIGHBRIDGE_REGISTRY_PORT", "tcp://10.0.0.1:8400")

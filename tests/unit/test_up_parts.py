@@ -19,7 +19,11 @@ from pydantic import SecretStr
 from weighbridge.daemon import systemd, toml
 from weighbridge.daemon.ports import Ports
 from weighbridge.daemon.process import RESTART_FIRST, RESTART_MAX, SETTLED, Child
+from weighbridge.daemon.up import artifacts_of
 from weighbridge.registry.recipe import Gate, Policy
+from weighbridge.storage.blobs import Blobs
+from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.settings import StorageSettings
 
 
 def await_(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -171,3 +175,34 @@ def test_a_watchdog_is_meant_for_one_process() -> None:
     assert systemd.watchdog_seconds({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}) == 2.0
     assert systemd.watchdog_seconds({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}) is None
     assert systemd.watchdog_seconds({}) is None
+
+
+def test_artifacts_of_up_lie_in_its_data_folder(tmp_path: Path) -> None:
+    """Nobody else may look into it; and whoever writes the drop folder cannot make a new site use theirs."""
+    drops, data = tmp_path / "drops", tmp_path / "data"
+    (drops / ".weighbridge" / "blobs").mkdir(parents=True)
+    data.mkdir()
+    chosen = artifacts_of(StorageSettings(url=str(drops)), str(drops), data)
+    assert chosen == {"artifacts": str(data / "artifacts"), "artifacts_prefix": ""}
+    assert (data / "artifacts").stat().st_mode & 0o777 == 0o700
+    (data / "weighbridge.toml").touch()
+    assert artifacts_of(StorageSettings(url=str(drops)), str(drops), data) == chosen
+
+
+def test_a_site_from_before_goes_on_where_its_artifacts_are(tmp_path: Path) -> None:
+    """Until its operator moves them, which is one `mv` and a start; what is asked for in words is done in any case."""
+    drops, data = tmp_path / "drops", tmp_path / "data"
+    blobs = Blobs(FolderStore(drops, create=True), ".weighbridge")
+    kept = blobs.put_bytes(b"an artifact")
+    data.mkdir()
+    (data / "weighbridge.toml").touch()
+    settings = StorageSettings(url=str(drops))
+    assert artifacts_of(settings, str(drops), data) == {}
+    assert settings.exposed is not None
+    assert artifacts_of(StorageSettings(url="s3://b"), "s3://b", data) == {}
+    asked = settings.model_copy(update={"artifacts": str(tmp_path / "own")})
+    assert artifacts_of(asked, str(drops), data) == {}
+    (drops / ".weighbridge").rename(data / "artifacts")
+    moved = settings.model_copy(update=artifacts_of(settings, str(drops), data))
+    assert Blobs(moved.open_artifacts(), moved.artifacts_prefix).get(kept.digest) == b"an artifact"
+    assert moved.exposed is None

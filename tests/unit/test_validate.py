@@ -26,6 +26,7 @@ from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.in_place import InPlace
 from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.pins import pin
 from weighbridge.storage.published import Published, PublishedFile
@@ -55,9 +56,7 @@ class Scale:
         return replace(ValidateTask("digits", 1, path, files, programs=self.programs), **changes)
 
     def path(self, digest: str) -> Path:
-        local = self.blobs.local_path(digest)
-        assert local is not None
-        return local
+        return InPlace(self.blobs).path(digest)
 
     def weigh(self, path: str, **changes: Any) -> Outcome:
         return self.run(self.task(path, **changes))
@@ -173,21 +172,48 @@ def test_hostile_and_corrupt_files_are_quarantined(scale: Scale, tmp_path: Path,
     ("name", "text"),
     [
         ("modeling.py", "open('sentinel', 'w')"),
-        ("config.json", '{"a": [{"auto_map": {"AutoModel": "modeling.M"}}]}'),
-        ("config.json", '{"model": {"_target_": "os.system"}}'),
-        ("sub/conf.yaml", "model:\n  - _target_: os.system\n"),
+        ("zero_to_fp32.py", "import torch"),
+        ("__pycache__/modeling.cpython-311.pyc", "\0"),
         ("kernel.so", "\x7fELF"),
+        ("train.ipynb", "{}"),
+        ("config.json", '{"a": [{"auto_map": {"AutoModel": "modeling.M"}}]}'),
+        ("config.json", "\n" * (5 << 20)),
+        ("sub/conf.yaml", "model:\n  - _target_: os.system\n"),
+        ("trainer_state.json", "[" * (5 << 20)),
+        ("vocab.json", "x" * (5 << 20)),
+        ("optimizer.pt", "\x80\x02."),
+        ("training_args.bin", "\x80\x02."),
+        ("scores.pkl", "\x80\x02."),
+        ("README.md", "words"),
     ],
 )
-def test_configuration_that_is_code_is_quarantined(scale: Scale, name: str, text: str) -> None:
-    """Beside sound weights too."""
+def test_what_nobody_uses_is_left_out_and_named(scale: Scale, name: str, text: str) -> None:
+    """A sound checkpoint stays one, whatever lies beside it: that is neither read, kept nor run, and a note says so."""
     folder = scale.drops / "run"
-    (folder / name).parent.mkdir(parents=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     make_checkpoint(folder / "model.safetensors")
     (folder / name).write_text(text)
     outcome = scale.weigh("run/")
-    assert outcome.verdict == "quarantined"
-    assert outcome.reason.startswith(name)
+    assert outcome.verdict == "passed", outcome.reason
+    assert outcome.facts["left_out"]["files"] == [{"path": name, "size": len(text.encode())}]
+    (note,) = (one for one in outcome.facts["notes"] if name in one)
+    assert note.startswith("left out of the artifact")
+    code = name.endswith((".py", ".pyc", ".so", ".ipynb"))
+    assert ("code, never stored nor run" in note) == code
+    kept = {blob.digest for blob in scale.blobs.list()}
+    assert digest_bytes(text.encode()) not in kept
+    assert [file["path"] for file in outcome.facts["files"]] == ["model.safetensors"]
+
+
+def test_what_changes_beside_the_weights_supersedes_nothing(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer goes on writing its log while its checkpoint is weighed."""
+    (scale.drops / "run").mkdir()
+    make_checkpoint(scale.drops / "run" / "model.safetensors")
+    log = scale.drops / "run" / "trainer_state.json"
+    log.write_text("{}")
+    task = scale.task("run/")
+    log.write_text("{ }")
+    assert scale.run(task).verdict == "passed"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

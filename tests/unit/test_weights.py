@@ -21,6 +21,7 @@ from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.folder import FolderStore
+from weighbridge.storage.in_place import InPlace
 from weighbridge.storage.pins import pin
 from weighbridge.workers.bindings import Programs, TemplateInfo
 from weighbridge.workers.outcome import Outcome
@@ -52,9 +53,7 @@ class Scale:
         return validate(asked, source=source, blobs=self.blobs, cache=self.path)
 
     def path(self, digest: str) -> Path:
-        local = self.blobs.local_path(digest)
-        assert local is not None
-        return local
+        return InPlace(self.blobs).path(digest)
 
     def session(self, outcome: Outcome) -> Any:
         assert outcome.verdict == "passed", outcome.reason

@@ -50,6 +50,7 @@ def run(
     """
     with needs("variants"):
         from weighbridge.storage.blobs import Blobs
+        from weighbridge.storage.in_place import InPlace
         from weighbridge.storage.urls import open_store
         from weighbridge.workers.benchmark import BenchmarkTask, benchmark
         from weighbridge.workers.benchmarking import report
@@ -67,8 +68,8 @@ def run(
         seconds=seconds,
         limit=limit,
     )
-    kept = Blobs(open_store(blobs.resolve().as_uri()))
-    outcome = benchmark(task, cache=lambda digest: blobs / kept.key(digest), machine=Machine())
+    kept = InPlace(Blobs(open_store(blobs.resolve().as_uri())))
+    outcome = benchmark(task, cache=kept.path, machine=Machine())
     measured = [Benchmark.model_validate(outcome.facts["benchmark"])] if "benchmark" in outcome.facts else []
     if json:
         output.emit(measured)

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from weighbridge.engines import datatypes, tensors
+from weighbridge.engines.blobs import read_manifest
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.load import load
-from weighbridge.engines.manifest import Manifest
 from weighbridge.engines.protocols import Arrays, Session
 from weighbridge.workers.benchmarking import scenarios
 from weighbridge.workers.benchmarking.scenarios import Samples
@@ -63,10 +63,10 @@ class Measured:
         return {"pid": os.getpid()}
 
     def load(
-        self, *, manifest: str, blobs: dict[str, str], factories: list[str], threads: int, dataset: str | None
+        self, *, artifact: str, blobs: dict[str, str], factories: list[str], threads: int, dataset: str | None
     ) -> dict[str, Any]:
         """Load and answer once: the cold start, in seconds."""
-        whole = Manifest.model_validate_json(Path(manifest).read_bytes())
+        whole = read_manifest(_paths(blobs), artifact)
         start = time.perf_counter()
         self._session = load(whole, _paths(blobs), self._device, factories, threads=threads)
         loaded = time.perf_counter()

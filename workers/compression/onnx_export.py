@@ -24,6 +24,7 @@ from torch import nn
 from torch.export import Dim
 
 from weighbridge.engines import datatypes, golden, tensors
+from weighbridge.engines.blobs import read
 from weighbridge.engines.manifest import Manifest, TensorSpec
 from weighbridge.engines.program import flat
 from weighbridge.engines.protocols import Array, Arrays
@@ -67,7 +68,7 @@ def export(original: Original) -> Exported:
         raise NotApplicable(f"{strange[0]} is of BYTES, which the ONNX engine does not take")
     module = _float32(reference.open_module(original), (*manifest.inputs, *manifest.outputs), manifest.outputs)
     _must_fit(module)
-    inputs, _ = golden.read(original.cache(manifest.golden.digest).read_bytes())
+    inputs, _ = golden.read(read(original.cache, manifest.golden.digest, "the reference golden"))
     example = tuple(datatypes.array_to_tensor(inputs[spec.name]) for spec in manifest.inputs)
     model = _to_onnx(module, example, manifest.inputs, manifest.outputs)
     state = {name.removeprefix("_program."): value for name, value in module.state_dict().items()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from weighbridge.storage.errors import ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import DigestMismatch, ObjectNotFound, PreconditionFailed
 from weighbridge.workers.confined import wire
 from weighbridge.workers.confined.order import Limits, Order
 from weighbridge.workers.confined.verbs import VERBS, read_outcome
@@ -146,6 +146,8 @@ class _Child:
             value, body = VERBS[verb](self._desk, said)
         except (PreconditionFailed, ObjectNotFound) as exc:
             value, body = type(exc)(str(exc), key=exc.key), b""
+        except DigestMismatch as exc:
+            value, body = exc, b""
         except Forbidden as exc:
             raise ChildFailed(str(exc)) from exc
         wire.tell(self._sock, value, body)

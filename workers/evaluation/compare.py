@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from weighbridge.engines import golden, tensors
+from weighbridge.engines.blobs import read, read_manifest
 from weighbridge.engines.errors import EngineError, InvalidInput
 from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Manifest, TensorSpec
@@ -84,9 +85,7 @@ def compare(task: CompareTask, *, cache: BlobPath, progress: Callable[[float], N
 
 def _measure(task: CompareTask, cache: BlobPath, progress: Callable[[float], None] | None, measured: Measured) -> None:
     """Raises BadDataset, Unclear, EngineError, LookupError."""
-    original, variant = (
-        Manifest.model_validate_json(cache(digest).read_bytes()) for digest in (task.original, task.artifact)
-    )
+    original, variant = (read_manifest(cache, digest) for digest in (task.original, task.artifact))
     with _source(task, original, cache) as source:
         opened = [partial(_load, manifest, cache, task) for manifest in (original, variant)]
         read = _reading(task, original, source, opened[0])
@@ -139,7 +138,7 @@ class _Drawn:
 
     def __init__(self, manifest: Manifest, cache: BlobPath) -> None:
         self._inputs = manifest.inputs
-        self._golden, _ = golden.read(cache(manifest.golden.digest).read_bytes())
+        self._golden, _ = golden.read(read(cache, manifest.golden.digest, "the reference golden"))
         drawn = runs.count((self._draw(1), None))
         self._seeds = range(1, 1 + -(-SYNTHETIC_ROWS // drawn))
         self.rows = runs.count((self._golden, None)) + drawn * len(self._seeds)
