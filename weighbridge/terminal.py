@@ -73,9 +73,9 @@ def run(program: str, main: Callable[[], int]) -> NoReturn:
         sys.exit(1)
 
 
-def traceback(exc: BaseException) -> None:
+def traceback(exc: BaseException, redact: Callable[[str], str] = str) -> None:
     """Print where an error that nobody expected came from, on stderr: its message may quote a name from a bucket."""
-    sys.stderr.write(escapes.indented("".join(format_exception(exc)).rstrip("\n")) + "\n")
+    sys.stderr.write(escapes.indented(redact("".join(format_exception(exc)).rstrip("\n"))) + "\n")
     sys.stderr.flush()
 
 

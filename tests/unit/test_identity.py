@@ -107,7 +107,8 @@ def test_a_store_that_is_away_loses_no_request(monkeypatch: pytest.MonkeyPatch) 
     reading = Reading(store)
     reading.digest(GROUP, weights)
     with monkeypatch.context() as patched:
-        patched.setattr(store, "open", _raise)
+        for call in ("open", "check"):
+            patched.setattr(store, call, _raise)
         with pytest.raises(StorageUnavailable):
             reading.once(Idle())
     reading.once(Idle())

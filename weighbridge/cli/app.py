@@ -80,15 +80,15 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as exc:  # Typer's own end: usage errors are 2, an interrupt is 130
         return exc.code if isinstance(exc.code, int) else exits.Exit.OK
     except Exception as exc:
-        if "--debug" in arguments:
-            terminal.traceback(exc)
-        return _report(exc)
+        return _report(exc, debug="--debug" in arguments)
     return exits.Exit.OK
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, *, debug: bool) -> int:
     from weighbridge.logs import Redact
 
+    if debug:
+        terminal.traceback(error, Redact())
     if terminal.is_expected(error):
         text = str(error) or type(error).__name__
     else:

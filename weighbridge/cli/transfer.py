@@ -14,7 +14,6 @@ from weighbridge import escapes
 from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.versions import PANEL, ModelName, Selector, verdict
-from weighbridge.registry.errors import NothingToCome
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -119,6 +118,8 @@ def _find_store(run: session.Session) -> None:
 
 
 def _await(run: session.Session, result: PublishResult, timeout: float | None) -> VersionDetail:
+    from weighbridge.registry.errors import NothingToCome
+
     prefix = run.settings.storage.prefix.strip("/")
     path = f"{prefix}/{result.path}" if prefix else result.path
     with run.client() as client:
