@@ -173,6 +173,7 @@ class Plan:
             "hosts": [_url(self._host_address, port) for port in self._host_ports],
             "folder": self.folder,
             "data": str(self._data),
+            "token_file": str(local.token_file(self._data)),
             "browser": browser,
         }
         hosts = " ".join(where["hosts"])

@@ -92,7 +92,7 @@ def judged(where: dict[str, Any], count: int) -> bool:
 def test_everything_survives_kills_and_a_second_start_goes_on(tmp_path: Path) -> None:
     """Children and broker killed -9 in turn, `up` itself killed -9, then started again: each checkpoint once."""
     with up(tmp_path, "--hosts", "1") as (process, where):
-        assert set(where) == {"registry", "hosts", "folder", "data", "browser"}
+        assert set(where) == {"registry", "hosts", "folder", "data", "token_file", "browser"}
         drops = Path(where["folder"])
         assert drops == tmp_path / "drops"
         (drops / "digits").mkdir()
