@@ -223,14 +223,14 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=guarded(settings.inbound, problems.plain),
-                limit_concurrency=settings.inbound.connections + _REFUSED,
+                http=guarded(settings, problems.plain),
+                limit_concurrency=settings.connections + _REFUSED,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
                 ws="none",
                 proxy_headers=False,  # it would believe whoever is on this machine what they say of a caller
-                timeout_keep_alive=int(settings.inbound.idle_seconds),
+                timeout_keep_alive=int(settings.idle_seconds),
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 ssl_certfile=settings.tls_certificate or None,

@@ -9,10 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from weighbridge.inbound.settings import InboundSettings
 
 
-class RegistrySettings(BaseModel):
+class RegistrySettings(InboundSettings):
     """The API server, its database and who may call it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on. Every call needs a token, here too.")
     port: int = Field(default=8400, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -49,7 +47,6 @@ class RegistrySettings(BaseModel):
         ge=0,
         description="Blobs are answered with a presigned link of the store for this long (s); 0: through the registry.",
     )
-    inbound: InboundSettings = Field(default_factory=InboundSettings, description="What connections may take.")
     page_bytes: int = Field(
         default=1 << 20, ge=1 << 16, description="Most bytes of a listing's page; what does not fit is on the next."
     )

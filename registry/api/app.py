@@ -74,7 +74,7 @@ def create_app(
         app.router.routes.extend(room.router.routes)
     auth.check_routes(app)
     problems.add_handlers(app)
-    callers = Callers.of(settings.host, settings.url, settings.inbound.server_names, settings.inbound.origins)
+    callers = Callers.of(settings.host, settings.url, settings.server_names, settings.origins)
     # The last one added is the outermost.
     app.add_middleware(auth.Authentication, db=db, callers=callers, forwarding=Forwarding(settings.trusted_proxies))
     app.add_middleware(problems.LastResort)

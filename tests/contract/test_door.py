@@ -68,7 +68,7 @@ def test_other_names_and_pages_cannot_call(api: Api) -> None:
 
 def test_a_name_of_its_own_is_known(start_api: Start) -> None:
     """That of its URL, and those in the settings."""
-    api = start_api(url="https://registry.example/", inbound={"server_names": ["wb.example"]})
+    api = start_api(url="https://registry.example/", server_names=["wb.example"])
     assert api.http(host="registry.example").get("/v1/models").status_code == 200
     assert api.http(host="wb.example:8400").get("/v1/models").status_code == 200
 
