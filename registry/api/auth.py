@@ -119,8 +119,3 @@ def own_host(principal: Principal, host_id: str) -> None:
     """Raise Forbidden when a host asks for another one's things."""
     if principal.role == "host" and principal.host_id != host_id:
         raise Forbidden(f"this token is of host {principal.host_id}, not of {host_id}")
-
-
-def actor(principal: Principal, _claimed: str = "") -> str:
-    """Who did it: the token's name. What callers say of themselves, as older clients do, counts for nothing."""
-    return principal.name

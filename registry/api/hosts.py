@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from weighbridge.registry import hosts, observations, rollouts, schemas
 from weighbridge.registry.api import pages, views
-from weighbridge.registry.api.auth import Admin, Enroller, HostItself, Reader, actor, own_host
+from weighbridge.registry.api.auth import Admin, Enroller, HostItself, Reader, own_host
 from weighbridge.registry.api.context import Context, Ctx, Cursor, Limit, Wait
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.errors import Unavailable
@@ -83,7 +83,7 @@ def observed(ctx: Ctx, who: HostItself, host_id: HostId, report: schemas.Observe
 @router.post("/{host_id}/retire")
 def retire(ctx: Ctx, who: Admin, host_id: HostId, decision: schemas.Decision) -> schemas.Host:
     """Take a host out for good: its assignments and its tokens end. 409 for the last one that serves a model."""
-    by, silent = actor(who, decision.actor), ctx.settings.silent_seconds
+    by, silent = who.name, ctx.settings.silent_seconds
     with ctx.change("jobs", "hosts") as tx:
         row = hosts.retire(tx, host_id, actor=by, reason=decision.reason, force=decision.force, silent_seconds=silent)
         return views.hosts(tx, [row], silent)[0]

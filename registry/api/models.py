@@ -8,7 +8,7 @@ from sqlmodel import col
 
 from weighbridge.registry import aliases, catalog, schemas, tags, versions
 from weighbridge.registry.api import pages, views
-from weighbridge.registry.api.auth import Approver, Publisher, Reader, actor
+from weighbridge.registry.api.auth import Approver, Publisher, Reader
 from weighbridge.registry.api.context import Ctx, Cursor, Limit, Name, Revision, Selector
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.models import Alias
@@ -51,7 +51,7 @@ def set_alias(
     response: Response,
 ) -> schemas.Alias:
     with ctx.change() as tx:
-        row = aliases.set_alias(tx, model, alias, target.version, actor=actor(who), expected_revision=revision)
+        row = aliases.set_alias(tx, model, alias, target.version, actor=who.name, expected_revision=revision)
         tx.flush()
         tx.refresh(row)
         found = schemas.Alias(**row.model_dump())
@@ -62,19 +62,19 @@ def set_alias(
 @router.delete("/{model}/aliases/{alias}", status_code=204)
 def delete_alias(ctx: Ctx, who: Approver, model: Name, alias: Name, revision: Revision) -> None:
     with ctx.change() as tx:
-        aliases.delete_alias(tx, model, alias, actor=actor(who), expected_revision=revision)
+        aliases.delete_alias(tx, model, alias, actor=who.name, expected_revision=revision)
 
 
 @router.put("/{model}/tags/{key}", status_code=204)
 def set_tag(ctx: Ctx, who: Publisher, model: Name, key: Name, tag: schemas.TagValue) -> None:
     with ctx.change() as tx:
-        tags.set_tag(tx, model, 0, key, tag.value, actor=actor(who))
+        tags.set_tag(tx, model, 0, key, tag.value, actor=who.name)
 
 
 @router.delete("/{model}/tags/{key}", status_code=204)
 def delete_tag(ctx: Ctx, who: Publisher, model: Name, key: Name) -> None:
     with ctx.change() as tx:
-        tags.delete_tag(tx, model, 0, key, actor=actor(who))
+        tags.delete_tag(tx, model, 0, key, actor=who.name)
 
 
 @router.put("/{model}/versions/{selector}/tags/{key}", status_code=204)
@@ -83,10 +83,10 @@ def set_version_tag(
 ) -> None:
     with ctx.change() as tx:
         number = versions.get(tx, model, selector).number
-        tags.set_tag(tx, model, number, key, tag.value, actor=actor(who))
+        tags.set_tag(tx, model, number, key, tag.value, actor=who.name)
 
 
 @router.delete("/{model}/versions/{selector}/tags/{key}", status_code=204)
 def delete_version_tag(ctx: Ctx, who: Publisher, model: Name, selector: Selector, key: Name) -> None:
     with ctx.change() as tx:
-        tags.delete_tag(tx, model, versions.get(tx, model, selector).number, key, actor=actor(who))
+        tags.delete_tag(tx, model, versions.get(tx, model, selector).number, key, actor=who.name)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from weighbridge.registry import catalog, rollouts, schemas
 from weighbridge.registry.api import pages, views
-from weighbridge.registry.api.auth import Approver, Reader, actor
+from weighbridge.registry.api.auth import Approver, Reader
 from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, NumberCursor, RowId
 from weighbridge.registry.api.routes import Guarded
 
@@ -46,7 +46,7 @@ def start_rollout(ctx: Ctx, who: Approver, wanted: schemas.RolloutStart) -> sche
             variant=wanted.variant,
             settings=wanted.settings,
             policies=ctx.policies,
-            actor=actor(who),
+            actor=who.name,
             reason=wanted.reason,
         )
         tx.flush()
@@ -60,7 +60,7 @@ def decide(
 ) -> schemas.Rollout:
     """A person's pause, resume, abort, promote or approve; carried out by the rollout's next step."""
     with ctx.change("jobs", "hosts") as tx:
-        by, why = actor(who, decision.actor), decision.reason
+        by, why = who.name, decision.reason
         row = rollouts.decide(tx, rollout_id, verb, actor=by, reason=why, force=decision.force)
         tx.flush()
         tx.refresh(row)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from weighbridge.registry import schemas, templates
 from weighbridge.registry.api import pages, views
-from weighbridge.registry.api.auth import Admin, Reader, actor
+from weighbridge.registry.api.auth import Admin, Reader
 from weighbridge.registry.api.context import Ctx, Cursor, Limit, Name
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.errors import Invalid
@@ -34,7 +34,7 @@ def add_template(ctx: Ctx, who: Admin, new: schemas.NewTemplate) -> schemas.Temp
     if not ctx.blobs.exists(new.digest):
         raise Invalid(f"blob {new.digest} is not there: upload the template's file first (PUT /v1/blobs/{new.digest})")
     with ctx.change("jobs") as tx:
-        row = templates.add(tx, **new.model_dump(), actor=actor(who))
+        row = templates.add(tx, **new.model_dump(), actor=who.name)
         tx.flush()
         tx.refresh(row)
         return views.templates([row])[0]

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from weighbridge.registry import hosts, schemas, tokens
 from weighbridge.registry.api import pages, views
-from weighbridge.registry.api.auth import Admin, actor
+from weighbridge.registry.api.auth import Admin
 from weighbridge.registry.api.context import Ctx, Limit, NumberCursor, RowId
 from weighbridge.registry.api.routes import Guarded
 
@@ -23,7 +23,7 @@ def list_tokens(ctx: Ctx, _: Admin, limit: Limit, after: NumberCursor = None) ->
 @router.post("", status_code=201)
 def create_token(ctx: Ctx, who: Admin, wish: schemas.TokenWish) -> schemas.NewToken:
     with ctx.change() as tx:
-        return schemas.NewToken(token=tokens.create(tx, wish.role, wish.name, wish.ttl, wish.host_id, actor=actor(who)))
+        return schemas.NewToken(token=tokens.create(tx, wish.role, wish.name, wish.ttl, wish.host_id, actor=who.name))
 
 
 @router.delete("/{token_id}", status_code=204)
@@ -32,4 +32,4 @@ def revoke_token(ctx: Ctx, who: Admin, token_id: RowId, force: bool = False) -> 
     with ctx.change() as tx:
         if not force:
             hosts.prove_idle(tx, token_id, ctx.settings.silent_seconds)
-        tokens.revoke(tx, token_id, actor=actor(who))
+        tokens.revoke(tx, token_id, actor=who.name)

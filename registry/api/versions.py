@@ -12,7 +12,7 @@ from sqlmodel import col
 from weighbridge import limits
 from weighbridge.registry import archiving, catalog, schemas, versions
 from weighbridge.registry.api import pages, views
-from weighbridge.registry.api.auth import Approver, Publisher, Reader, actor
+from weighbridge.registry.api.auth import Approver, Publisher, Reader
 from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, Name, NumberCursor, Selector
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.lifecycle import VersionStatus
@@ -64,7 +64,7 @@ def rejudge(
     """Judge an ended version by the recipe and evaluation set that lie there now, under today's policy."""
     with ctx.change("jobs") as tx:
         version = versions.get(tx, model, selector)
-        versions.rejudge(tx, model, version.number, actor=actor(who, decision.actor), reason=decision.reason)
+        versions.rejudge(tx, model, version.number, actor=who.name, reason=decision.reason)
         return views.version_detail(tx, version)
 
 
@@ -81,7 +81,7 @@ def archive(
     ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
     """Put a version away; a fleet that serves it goes back, and 409 where there is nothing to go back to."""
-    by, why = actor(who, decision.actor), decision.reason
+    by, why = who.name, decision.reason
     with ctx.change("jobs", "hosts") as tx:
         version, _ = archiving.archive(tx, model, selector, actor=by, reason=why, force=decision.force)
         return views.version_detail(tx, version)
@@ -92,7 +92,7 @@ def unarchive(
     ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
     """Give an archived version back the status that it had, while its blobs are still there."""
-    by, why = actor(who, decision.actor), decision.reason
+    by, why = who.name, decision.reason
     with ctx.change("jobs", "hosts") as tx:
         version = archiving.unarchive(tx, model, selector, ctx.blobs.exists, actor=by, reason=why)
         return views.version_detail(tx, version)
