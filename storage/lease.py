@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import os
 import signal
 
 _REMOTE = frozenset(
@@ -29,15 +28,6 @@ def has_writer(descriptor: int) -> bool | None:
         return True if error.errno == errno.EAGAIN else None
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
-
-
-def file_has_writer(path: str | os.PathLike[str]) -> bool | None:
-    """The same for a path. Raises OSError where it cannot be opened."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return has_writer(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_remote(descriptor: int) -> bool:

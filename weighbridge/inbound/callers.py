@@ -99,19 +99,13 @@ class Callers:
         text = str(origin, "latin-1").lower()
         if text in self._origins:
             return
-        scheme, _, authority = text.partition("://")
-        port = _DEFAULT_PORTS.get(scheme)
-        if (
-            port is None
-            or host is None
-            or authority.removesuffix(port) != str(host, "latin-1").lower().removesuffix(port)
-        ):
+        if host is None or not _is_same(text, str(host, "latin-1").lower()):
             raise ForeignOrigin(
                 f"a page of {text[:_SHOWN]!r} may not call this server; whoever runs it can add it to its `origins`"
             )
 
 
-def _same(origin: str, host: str) -> bool:
+def _is_same(origin: str, host: str) -> bool:
     """Whether a page of this origin came from where the Host header says that the request goes."""
     scheme, _, authority = origin.partition("://")
     port = _DEFAULT_PORTS.get(scheme)
