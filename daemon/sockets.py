@@ -6,12 +6,12 @@ import hashlib
 import os
 import re
 import socket
-import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from weighbridge.registry.errors import Invalid
+from weighbridge.storage import private
 
 _LONGEST = 100
 
@@ -32,7 +32,7 @@ def private_folder(environment: Mapping[str, str] = os.environ, name: str = "x" 
     bases = (environment.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp", "/var/tmp")
     for base in filter(os.path.isabs, bases):
         folder = Path(base) / f"weighbridge-{os.getuid()}"
-        if fits(folder / name) and _is_private(folder):
+        if fits(folder / name) and private.claim_folder(folder):
             return folder
     raise Invalid(
         f"no folder for a unix socket: {', '.join(filter(None, bases))} have long paths or belong to somebody else; "
@@ -53,13 +53,3 @@ def can_connect(path: Path) -> bool:
 def fits(path: Path) -> bool:
     """Whether a socket may have this path, and a URL name it."""
     return len(os.fsencode(path)) <= _LONGEST and re.fullmatch(r"[\w./-]+", str(path), re.ASCII) is not None
-
-
-def _is_private(folder: Path) -> bool:
-    """Make it where it is not there; somebody else's, or one that others may open, is not ours to trust."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weighbridge.registry.schemas import Desired
-from weighbridge.storage.atomic import new_file
+from weighbridge.storage import private
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +82,4 @@ def _read(kind: type[Kept], path: Path) -> Kept | None:
 
 
 def _write(kept: BaseModel, path: Path) -> None:
-    with new_file(path) as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(kept.model_dump_json().encode())
+    private.write(path, kept.model_dump_json().encode())

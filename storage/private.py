@@ -81,6 +81,19 @@ def is_ours(path: Path) -> bool:
     return not stat.S_ISLNK(found.st_mode) and _is_safe(found)
 
 
+def claim_folder(folder: Path) -> bool:
+    """Make a folder of mode 0700 where others may have made one of its name; whether what is there is ours alone.
+
+    Unlike `make_folder` it changes nothing that is there, and follows no link: in /tmp it may be anybody's.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & _OTHERS
+
+
 def is_folder_ours(folder: Path) -> bool:
     """As `is_ours`, for the folder that a path leads to."""
     try:

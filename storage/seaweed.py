@@ -20,6 +20,7 @@ from types import TracebackType
 import httpx
 from pydantic import SecretStr
 
+from weighbridge.storage import private
 from weighbridge.storage.errors import MissingDependency, StorageUnavailable
 from weighbridge.storage.options import S3Options
 
@@ -143,8 +144,7 @@ class SeaweedServer:
             }
             for one in (Identity(self.access_key, self.secret_key, everything), *self.others)
         ]
-        path.touch(mode=0o600)
-        path.write_text(json.dumps({"identities": identities}))
+        private.write(path, json.dumps({"identities": identities}).encode())
         return path
 
     @property

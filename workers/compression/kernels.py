@@ -23,6 +23,7 @@ import torch
 
 from weighbridge.engines import datatypes
 from weighbridge.engines.packed import Scheme
+from weighbridge.storage import private
 from weighbridge.storage.streaming import digest_bytes
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -165,11 +166,9 @@ def _cache() -> Path | None:
     folder = Path(root) / "weighbridge" / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
     except OSError:
         return None
-    private = found.st_uid == os.geteuid() and not found.st_mode & 0o022
-    return folder if private and os.access(folder, os.W_OK) else None
+    return folder if private.is_folder_ours(folder) and os.access(folder, os.W_OK) else None
 
 
 def _move(made: Path, place: Path) -> None:
