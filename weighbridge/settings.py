@@ -30,6 +30,7 @@ from weighbridge.registry.local import DATA
 from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage.settings import StorageSettings
+from weighbridge.workers.benchmarking.machine import own_folder
 from weighbridge.workers.settings import WorkerSettings
 
 PREFIX = "WEIGHBRIDGE_"
@@ -106,8 +107,8 @@ class Settings(BaseSettings):
     @property
     def worker_settings(self) -> WorkerSettings:
         """The worker's group with the real places of its cache and of its locks."""
-        own = None if os.environ.get("XDG_RUNTIME_DIR") else (self.data / "machine").absolute()
-        places = {"cache": (self.data / self.worker.cache).absolute(), "machine": self.worker.machine or own}
+        locks = self.worker.machine or own_folder((self.data / "machine").absolute())
+        places = {"cache": (self.data / self.worker.cache).absolute(), "machine": locks}
         return self.worker.model_copy(update=places)
 
     @property

@@ -161,10 +161,12 @@ def test_a_folder_that_others_hold_is_no_verdict(
 
 
 def test_each_user_has_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In XDG_RUNTIME_DIR, else under their number; `up` puts it into the data folder then."""
+    """In XDG_RUNTIME_DIR; where there is none, or no whole path, in the data folder, else under their number."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert own_folder() == Path("/run/user/7/weighbridge-machine")
-    assert Settings(data=tmp_path).worker_settings.machine is None
+    assert Settings(data=tmp_path).worker_settings.machine == own_folder()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run/user/7")
+    assert Settings(data=tmp_path).worker_settings.machine == tmp_path / "machine"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert own_folder().name == f"weighbridge-machine-{os.getuid()}"
     assert Settings(data=tmp_path).worker_settings.machine == tmp_path / "machine"

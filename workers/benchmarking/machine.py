@@ -122,16 +122,18 @@ class Alone:
         self._inside.close()
 
 
-def own_folder() -> Path:
-    """This user's: in XDG_RUNTIME_DIR, which nobody else can enter, else in the folder for temporary files.
+def own_folder(otherwise: Path | None = None) -> Path:
+    """This user's: in XDG_RUNTIME_DIR, which nobody else can enter, else `otherwise`.
+
+    Commands that have no data folder to name have one among the temporary files, which is refused where it is not ours.
 
     Two users of one machine have two, and their benchmarks do not keep out of each other's way: the measurements say so
     by being contended. An operator who wants them to share names one folder, of root's, in `worker.machine`.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/"):
+    if os.path.isabs(runtime):
         return Path(runtime) / "weighbridge-machine"
-    return Path(tempfile.gettempdir()) / f"weighbridge-machine-{os.getuid()}"
+    return otherwise or Path(tempfile.gettempdir()) / f"weighbridge-machine-{os.getuid()}"
 
 
 def _check(folder: Path) -> None:
