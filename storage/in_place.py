@@ -26,6 +26,11 @@ class InPlace:
         self._blobs, self._store = blobs, blobs.store
         self._hashed: dict[str, str] = {}
 
+    @classmethod
+    def of(cls, folder: Path) -> InPlace:
+        """Those of the folder that holds `blobs/`. Raises StorageError."""
+        return cls(Blobs(FolderStore(folder)))
+
     def file(self, digest: str) -> Path:
         """The regular file of a blob, not looked into. Raises ObjectNotFound."""
         key = self._blobs.key(digest)

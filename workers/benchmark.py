@@ -347,12 +347,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Ends with 0 when it was measured, 3 when its time was over before, 1 when it cannot be measured.
     """
-    from weighbridge.storage.blobs import Blobs
     from weighbridge.storage.in_place import InPlace
-    from weighbridge.storage.urls import open_store
 
     args = _arguments(argv)
-    kept = InPlace(Blobs(open_store(args.blobs.resolve().as_uri())))
+    kept = InPlace.of(args.blobs)
     task = BenchmarkTask(
         artifact=args.artifact,
         original=args.against or args.artifact,

@@ -178,12 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     python -m weighbridge.workers.evaluate ARTIFACT [DATASET] --blobs FOLDER [--against ORIGINAL] [--task TASK]
     """
-    from weighbridge.storage.blobs import Blobs
     from weighbridge.storage.in_place import InPlace
-    from weighbridge.storage.urls import open_store
 
     args = _arguments().parse_args(argv)
-    cache = InPlace(Blobs(open_store(args.blobs.resolve().as_uri()))).path
+    cache = InPlace.of(args.blobs).path
     read = {"task": args.task, "output": args.output, "threshold": args.threshold}
     common: dict[str, Any] = {**read, "factories": tuple(args.factories), "device": args.device}
     if args.against:

@@ -49,9 +49,7 @@ def run(
     Example: weighbridge benchmark run DIGEST --against ORIGINAL --blobs ./blobs-of-it --device cuda --json > out.json
     """
     with needs("variants"):
-        from weighbridge.storage.blobs import Blobs
         from weighbridge.storage.in_place import InPlace
-        from weighbridge.storage.urls import open_store
         from weighbridge.workers.benchmark import BenchmarkTask, benchmark
         from weighbridge.workers.benchmarking import report
         from weighbridge.workers.benchmarking.machine import Machine
@@ -68,7 +66,7 @@ def run(
         seconds=seconds,
         limit=limit,
     )
-    kept = InPlace(Blobs(open_store(blobs.resolve().as_uri())))
+    kept = InPlace.of(blobs)
     outcome = benchmark(task, cache=kept.path, machine=Machine())
     measured = [Benchmark.model_validate(outcome.facts["benchmark"])] if "benchmark" in outcome.facts else []
     if json:
