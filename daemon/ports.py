@@ -24,7 +24,7 @@ class Ports:
 
     def __init__(self, file: Path, *, patience: float = 2.0, shared: Path | None = None) -> None:
         self._file, self._patience = file, patience
-        self._shared = _open(shared) if shared is not None else None
+        self._shared_file, self._shared = shared, _open(shared) if shared is not None else None
         self._remembered = _read(file)
         self._taken: set[int] = set()
 
@@ -57,9 +57,8 @@ class Ports:
             except (BlockingIOError, PermissionError):
                 return False
             except OSError as error:
-                log.warning(
-                    "%s cannot be locked (%s): another `weighbridge up` may choose the same port", self._file, error
-                )
+                words = "%s cannot be locked (%s): another `weighbridge up` may choose the same port"
+                log.warning(words, self._shared_file, error)
         self._taken.add(port)
         return True
 
