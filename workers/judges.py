@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
+from weighbridge import limits
 from weighbridge.registry import recipe
 from weighbridge.registry.errors import InvalidRecipe
 from weighbridge.registry.judging import Judges
@@ -18,8 +19,8 @@ from weighbridge.storage.pins import pin
 from weighbridge.storage.protocols import OpenWriter, Ref, Store
 from weighbridge.storage.safetensors_header import MalformedHeader, ShortFile, read_header
 
-MAX_RECIPE = 256 << 10
-"""Bytes of a recipe that are read."""
+MAX_RECIPE = 4 * limits.RECIPE
+"""Bytes of a recipe that are read: what its characters may take at the most."""
 
 
 class Unfit(StorageError):
