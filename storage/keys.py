@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weighbridge import limits
+from weighbridge import escapes, limits
 from weighbridge.storage.errors import InvalidKey
 
 TEMPORARY = ".weighbridge-"
@@ -34,8 +34,7 @@ def is_valid(key: str) -> bool:
 
 def shown(key: str) -> str:
     """A key that may be invalid, for people and for rows: printable, and not longer than a valid one."""
-    text = key.encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = escapes.line(key)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
