@@ -70,7 +70,7 @@ def _new_id(wanted: str) -> str:
 
 
 def _host_token(tx: Session, host: Host, principal: Principal) -> str | None:
-    """The host's own token, in exchange for a one-time or an admin's; None on an open registry, and for an old host."""
+    """The host's own token, in exchange for a one-time or an admin's; None for who has one already."""
     if principal.token_id is None or principal.role == "host":
         return None
     if principal.role == "enrol":

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from weighbridge.storage import names
 from weighbridge.storage.protocols import Ref
+from weighbridge.words import counted
 
 CODE = frozenset(
     {".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".exe", ".sh", ".bash", ".bat", ".ps1", ".ipynb", ".js"}
@@ -38,5 +39,5 @@ def note(left_out: Mapping[str, Ref]) -> str:
     listed = ", ".join(f"{path} (code, never stored nor run)" if is_code(path) else path for path in order[:_NAMED])
     more = f" and {len(order) - _NAMED} more" if len(order) > _NAMED else ""
     size = sum(ref.size for ref in left_out.values())
-    count = f"{len(order)} file{'s' * (len(order) != 1)} of {size:,} bytes"
+    count = f"{counted(len(order), 'file')} of {size:,} bytes"
     return f"left out of the artifact, since nothing here uses them: {count}: {listed}{more}"

@@ -202,7 +202,7 @@ class _Assessment:
         headers = {key: self._header(key) for key in filter(names.is_weights, keys)}
         ignored = [key for key in self._objects.keys() - {*keys, manifest} if not is_claim(key[len(self._root) :])]
         more = f"; left out, since it does not name them: {len(ignored)}" if ignored else ""
-        count = f"{len(keys)} file{'s' * (len(keys) != 1)}"
+        count = counted(len(keys), "file")
         reason = f"{names.PUBLISHED} names {count}, all there{more}"
         said = Lineage(bounded(published.metadata), self._said(headers), bounded(published.tags))
         return Complete(Proof.P0, self._pins([*keys, manifest]), reason, said)

@@ -1,8 +1,8 @@
 """The stage *validate*: what is proven of a checkpoint before anything serves it. No Celery, no SQL.
 
-Evidence grows in this order, and a verdict ends it: `bytes` (digests, structure, no code beside the weights), `tensors`
-(finite), `program` (bound, loaded, runs), `author_golden` (it answers as its author says). What passes becomes an
-artifact: content-addressed weights under a manifest, with the reference golden that hosts check.
+Evidence grows in this order, and a verdict ends it: `bytes` (digests, structure), `tensors` (finite), `program` (bound,
+loaded, runs), `author_golden` (it answers as its author says). What passes becomes an artifact: content-addressed
+weights under a manifest, with the reference golden that hosts check.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from weighbridge.storage import companions, identity
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import DigestMismatch, ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.protocols import Get, Ref
+from weighbridge.words import counted
 from weighbridge.workers import bindings, checkpoint, proving, weights, zero_tails
 from weighbridge.workers.bindings import Bound, Programs, TemplateInfo
 from weighbridge.workers.checkpoint import Contents
@@ -217,7 +218,7 @@ def _prove_program(task: ValidateTask, contents: Contents, bound: Bound, facts: 
     proven = ", author's golden matches" if facts["evidence"]["author_golden"] else ""
     if weak.get(_AUTHOR) == proving.NOTHING:
         proven = f", {_GOLDENS[_AUTHOR]} {proving.NOTHING}"
-    count = f"{len(contents.stats)} tensor{'s' * (len(contents.stats) != 1)}"
+    count = counted(len(contents.stats), "tensor")
     return Outcome.passed(f"{count}, finite, bound to {bound.program.kind}:{bound.program.name}{proven}", facts)
 
 
@@ -298,7 +299,7 @@ def _row(one: TensorStats) -> dict[str, Any]:
 def _nonfinite(bad: Sequence[TensorStats]) -> str:
     first = max(bad, key=lambda one: one.nonfinite)
     others = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-    values = f"{first.nonfinite:,} non-finite value{'s' * (first.nonfinite != 1)}"
+    values = counted(first.nonfinite, "non-finite value")
     return f"{first.name} has {values} of {first.count:,} (NaN or Inf){others}"
 
 

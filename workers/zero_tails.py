@@ -17,6 +17,7 @@ from weighbridge.engines.stream import TensorStats
 from weighbridge.registry.recipe import ZERO_TAIL, Gate
 from weighbridge.registry.schemas import GateResult
 from weighbridge.storage.streaming import digest_bytes
+from weighbridge.words import counted
 
 PAGE = 4096
 SMALL = 64
@@ -71,7 +72,7 @@ def note(findings: Sequence[Finding], before: Before | None) -> str:
     """One line of them all; the worst first."""
     first = max(findings, key=lambda one: (one.unfinished, one.size))
     others = len(findings) - 1
-    more = f", and {others} more tensor{'s' * (others > 1)}: {sum(one.size for one in findings):,} bytes in all"
+    more = f", and {counted(others, 'more tensor')}: {sum(one.size for one in findings):,} bytes in all"
     which = f", which version {before.number} had not" if before is not None else ""
     return f"{first.said}{more if others else ''}{which}"
 

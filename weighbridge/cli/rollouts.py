@@ -151,7 +151,7 @@ def shown(variants: dict[str, str]) -> str:
     """`onnx-int8-dynamic (1 kind), original (others)`; only the name where every kind gets the same."""
     others = variants.get("", "")
     counts = Counter(name for kind, name in variants.items() if kind and name != others)
-    parts = [f"{name} ({count} kind{'s' if count > 1 else ''})" for name, count in sorted(counts.items())]
+    parts = [f"{name} ({output.counted(count, 'kind')})" for name, count in sorted(counts.items())]
     return ", ".join([*parts, f"{others} (others)"]) if parts else others
 
 
