@@ -12,7 +12,7 @@ from weighbridge.registry import events, identity
 from weighbridge.registry.db import Session, insert_or_skip
 from weighbridge.registry.errors import Invalid, NotFound
 from weighbridge.registry.lifecycle import VersionStatus
-from weighbridge.registry.models import Checkpoint, Model, Version
+from weighbridge.registry.models import Model, Version
 from weighbridge.registry.spelling import MOST, nearest
 from weighbridge.storage.names import composed
 
@@ -45,13 +45,6 @@ def get(tx: Session, name: str) -> Model:
     if model is None:
         raise NotFound("model", name, nearest(name, tx.scalars(select(col(Model.name)).limit(MOST))))
     return model
-
-
-def prove_known(tx: Session, name: str) -> None:
-    """Raise NotFound unless there is such a model, or something in the bucket that may become its first version."""
-    waits = select(col(Checkpoint.id)).where(col(Checkpoint.model) == name).limit(1)
-    if tx.scalars(waits).first() is None:
-        get(tx, name)
 
 
 def page(tx: Session, *, after: str = "", limit: int = 100) -> list[Model]:

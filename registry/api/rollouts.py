@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from weighbridge.registry import catalog, rollouts, schemas
+from weighbridge.registry import rollouts, schemas
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Reader
 from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, NumberCursor, RowId
@@ -25,8 +25,6 @@ def list_rollouts(
     """Newest first, without their steps. `going`: only those that have not ended."""
     with ctx.db.read() as tx:
         items = views.rollout_list(tx, rollouts.listing(tx, model=model, going=going, before=after, limit=limit))
-        if model is not None and not items:
-            catalog.prove_known(tx, model)
     return pages.page(items, [item.id for item in items], limit=limit, most_bytes=ctx.settings.page_bytes)
 
 

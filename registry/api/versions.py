@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from weighbridge import limits
-from weighbridge.registry import archiving, catalog, schemas, versions
+from weighbridge.registry import archiving, schemas, versions
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Publisher, Reader
 from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, Name, NumberCursor, Selector
@@ -43,8 +43,6 @@ def list_versions(
         found = found.where(col(Version.id) < after)
     with ctx.db.read() as tx:
         rows = tx.scalars(found).all()
-        if model is not None and path is None and not rows:
-            catalog.prove_known(tx, model)  # a path may come yet, and is waited for
         items = views.version_list(tx, rows)
     return pages.page(items, [row.id for row in rows], limit=limit, most_bytes=ctx.settings.page_bytes)
 

@@ -78,10 +78,11 @@ def test_what_only_waits_is_known(there: Api, capsys: pytest.CaptureFixture[str]
 
 @sqlite_only
 def test_the_client_says_it_too(there: Api) -> None:
-    """As an error with the data."""
+    """As an error with the data. A filter selects: of a model that may come yet there is nothing so far."""
     with pytest.raises(NotFound) as found:
-        next(there.client().versions("digts"))
+        there.client().model("digts")
     assert (found.value.what, found.value.name, found.value.near) == ("model", "digts", "digits")
+    assert list(there.client().versions("digts")) == list(there.client().rollouts("digts")) == []
     with pytest.raises(NotFound, match="no template smal"):
         there.client().template("smal")
     with pytest.raises(NotFound, match="no host gpu8: did you mean gpu-7"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weighbridge.cli import output, rollouts, session, telling
+from weighbridge.cli import naming, output, rollouts, session, telling
 from weighbridge.cli.exits import Exit, Failed
 from weighbridge.cli.versions import Force, Reason
 
@@ -140,27 +140,16 @@ def events(
     """
     with session.of(context).client() as client:
         if follow:
-            if model is not None and not known(client, model):
+            if model is not None and not naming.is_known(client, model):
                 output.note(f"nothing of {model} is there yet: it is waited for")
             for event in client.watch(after, model=model, kinds=kind):
                 _line(event, json=json)
             return
         found = list(_recent(client, after, limit, model=model, kinds=kind))
         if not found and model is not None:
-            next(client.versions(model), None)  # raises NotFound for a name that nothing has
+            naming.prove_known(client, model)
         for event in found:
             _line(event, json=json)
-
-
-def known(client: Client, model: str) -> bool:
-    """Whether there is such a model, or something that may become its first version."""
-    from weighbridge.registry.errors import NotFound
-
-    try:
-        next(client.versions(model), None)
-    except NotFound:
-        return False
-    return True
 
 
 def _by_id(client: Client, host: str) -> str:

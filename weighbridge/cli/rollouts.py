@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weighbridge.cli import output, session
+from weighbridge.cli import naming, output, session
 from weighbridge.cli.versions import Force, ModelName, Reason
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def listed(
     """List rollouts, newest first. Example: weighbridge rollouts list digits --going"""
     with session.of(context).client() as client:
         found = list(islice(client.rollouts(model, going=going), limit))
+        if not found and model is not None:
+            naming.prove_known(client, model)
     if json:
         output.emit(found)
     else:

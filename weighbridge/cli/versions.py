@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weighbridge.cli import asking, output, session
+from weighbridge.cli import asking, naming, output, session
 
 if TYPE_CHECKING:
     from weighbridge.registry.schemas import Loss, Version, VersionDetail
@@ -53,6 +53,8 @@ def versions(
     """
     with session.of(context).client() as client:
         found = list(islice(client.versions(model, status), limit))
+        if not found and model is not None:
+            naming.prove_known(client, model)
     if json:
         output.emit(found)
         return
