@@ -37,6 +37,7 @@ def test_a_drop_goes_live_and_a_second_start_goes_on(shop: Up, digits: Digits, s
 
     shop.publish("meanwhile", digits.train(rows=1397))
     again = start_up()
+    assert again.where.pop("browser") != shop.where.pop("browser"), "an address for a browser is good once"
     assert again.where == shop.where
     until("both hosts answer with it", lambda: again.serving() == ["2", "2"], START_SECONDS)
     assert again.statuses() == {"digits/monday/": "ready", "digits/meanwhile/": "ready"}

@@ -1,4 +1,4 @@
-"""Whether a model that a command names is one: a filter by a name that nothing has is an empty answer of the registry."""
+"""Whether a model that a command names is one: to the registry a filter by any other name is an empty answer."""
 
 from __future__ import annotations
 
