@@ -83,7 +83,11 @@ def test_a_loss_that_explodes_fails_the_variant(original: Original, digits: Any,
     """The reason names the setting to lower."""
     with pytest.raises(BuildFailed, match=r"lower recover\.learning_rate"):
         prune(
-            original, tmp_path, "prune-magnitude", recover={"steps": 50, "learning_rate": 1000.0}, data=train_data(digits)
+            original,
+            tmp_path,
+            "prune-magnitude",
+            recover={"steps": 50, "learning_rate": 1000.0},
+            data=train_data(digits),
         )
 
 
