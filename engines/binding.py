@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Protocol
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
@@ -20,8 +21,17 @@ _NAMED = 8
 """How many names of each kind a message shows."""
 
 
+class Shaped(Protocol):
+    """What is compared of a checkpoint's tensor. `dtype` is the safetensors name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
 class Parameter(BaseModel):
-    """A tensor of a checkpoint or a parameter (or persistent buffer) of a program.
+    """A parameter (or persistent buffer) of a program.
 
     `dtype` is the safetensors name. `tied` names the parameter whose storage this one shares: a checkpoint may leave
     it out. `nonfinite` is the digest of what is not finite in the operator's own program (a causal mask of -inf).
@@ -36,10 +46,8 @@ class Parameter(BaseModel):
     nonfinite: str | None = None
     unread: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
 
-
+Tensors = Mapping[str, Shaped]
 Parameters = Mapping[str, Parameter]
 
 
@@ -49,13 +57,13 @@ def normal_name(name: str) -> str:
     return ".".join([part for part in parts[:-1] if part not in WRAPPERS] + parts[-1:])
 
 
-def fingerprint(tensors: Parameters) -> str:
+def fingerprint(tensors: Tensors) -> str:
     """BLAKE3 (hex) of the sorted normal names with shapes and dtypes. Raises BindingError when two names collide."""
     rows = sorted((name, list(tensors[own].shape), tensors[own].dtype) for name, own in _by_normal(tensors).items())
     return blake3(json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
-def bind(tensors: Parameters, parameters: Parameters, *, cast: bool = False) -> dict[str, str]:
+def bind(tensors: Tensors, parameters: Parameters, *, cast: bool = False) -> dict[str, str]:
     """Map every tensor to its parameter, one to one; tied parameters may be absent from the tensors.
 
     With `cast`, floating dtypes may differ (bf16 weights of a float32 program). Raises BindingError.
@@ -70,7 +78,7 @@ def bind(tensors: Parameters, parameters: Parameters, *, cast: bool = False) -> 
     )
     if not (missing or unexpected or mismatched):
         return dict(sorted(bound.items()))
-    details = [f"{name} is {tensors[name]}, not {parameters[bound[name]]}" for name in mismatched]
+    details = [f"{name} is {_shown(tensors[name])}, not {_shown(parameters[bound[name]])}" for name in mismatched]
     message = "; ".join(
         f"{what} {_some(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("differs:", details))
@@ -100,7 +108,7 @@ def twins(binding: Mapping[str, str], parameters: Parameters) -> list[tuple[str,
     return pairs
 
 
-def matches(tensors: Parameters, parameters: Parameters) -> bool:
+def matches(tensors: Tensors, parameters: Parameters) -> bool:
     """Whether the fingerprints are equal (parameters that are tied count as present)."""
     try:
         bind(tensors, parameters)
@@ -109,7 +117,11 @@ def matches(tensors: Parameters, parameters: Parameters) -> bool:
     return True
 
 
-def _fits(tensor: Parameter, parameter: Parameter, cast: bool) -> bool:
+def _shown(one: Shaped) -> str:
+    return f"{one.dtype}{list(one.shape)}"
+
+
+def _fits(tensor: Shaped, parameter: Parameter, cast: bool) -> bool:
     castable = cast and {tensor.dtype, parameter.dtype} <= datatypes.FLOATING
     return tensor.shape == parameter.shape and (castable or tensor.dtype == parameter.dtype)
 
@@ -121,7 +133,7 @@ def _group(name: str, parameters: Parameters) -> set[str]:
     return group | {root} if group else set()
 
 
-def _by_normal(tensors: Parameters) -> dict[str, str]:
+def _by_normal(tensors: Tensors) -> dict[str, str]:
     """{normal name: own name}."""
     names: dict[str, str] = {}
     for own in sorted(tensors):

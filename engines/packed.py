@@ -38,7 +38,7 @@ from weighbridge.engines import datatypes
 from weighbridge.engines.errors import LoadError
 from weighbridge.storage.errors import StorageError
 from weighbridge.storage.names import SAFETENSORS
-from weighbridge.storage.safetensors_header import Header, TensorInfo, header_length, parse_header
+from weighbridge.storage.safetensors_header import Header, header_length, parse_header
 from weighbridge.storage.strict_json import InvalidJson, parse_object
 
 METADATA = "weighbridge.packed"
@@ -217,7 +217,7 @@ def _decoded(path: str, file: Path, device: str) -> Iterator[tuple[str, torch.Te
     said = contents(header, path)
     scales = {name + SCALE for name in said.tensors}
     with safe_open(file, "pt") as mapped:
-        for name in in_file_order(header.tensors):
+        for name, _ in header.in_file_order:
             if name in said.tensors:
                 dtype, shape = said.tensors[name]
                 place = layout(said.scheme, said.group, dtype, shape)
@@ -225,11 +225,6 @@ def _decoded(path: str, file: Path, device: str) -> Iterator[tuple[str, torch.Te
                 yield name, _decode(f"{path}: {name}", codes, scale, said.scheme, place, dtype, shape, device)
             elif name not in scales:
                 yield name, mapped.get_tensor(name).to(device)
-
-
-def in_file_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Names by where their bytes lie, so that a file is read from its beginning to its end."""
-    return sorted(tensors, key=lambda name: (tensors[name].start, tensors[name].end))
 
 
 def _decode(

@@ -8,72 +8,25 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from weighbridge.engines import small_tensors
+from weighbridge.engines.tensor_stats import FLOATS, WORDS, TensorStats, width
 from weighbridge.storage.safetensors_header import Header, TensorInfo
 from weighbridge.storage.streaming import read_into
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-_FLOATS: Mapping[str, torch.dtype] = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.float32,  # as pairs
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-}
-"""The safetensors dtypes that hold non-finite values; F4 and F6 have none, nor have integers."""
-_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _BLOCK = 1 << 20
 """Elements of one look, whatever buffer the reader brings."""
 _RUN, _EVERY = 4096, 4
 """Squares of halves cost more than all the rest (they need converting): large blocks give every fourth run."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorStats:
-    """What one pass tells of a tensor. `minimum` to `rms` are None where it holds no finite float."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    nonfinite: int
-    zeros: int
-    """Elements whose bits are all zero."""
-    minimum: float | None
-    maximum: float | None
-    rms: float | None
-    """Of large 16-bit tensors a sample: every fourth run of 4,096 elements. All else is exact."""
-    offset: int = 0
-    """Where its bytes begin in the file."""
-    last: bool = False
-    """Whether no other's come after them."""
-    zero_tail: int = 0
-    """Bytes of the run of zeros that it ends in: all of them where it is wholly zero."""
-    hole: int = 0
-    """Bytes of the longest run of zeros that values follow, where it is found: every one of a look's size is."""
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def constant(self) -> bool:
-        """All values are one value (never said of fewer than two)."""
-        return self.count > 1 and self.minimum is not None and self.minimum == self.maximum
 
 
 class Inspector(io.RawIOBase):
@@ -84,7 +37,7 @@ class Inspector(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
         self._stream = stream
-        self._tensors = sorted(header.tensors.items(), key=lambda item: item[1].start)
+        self._tensors = header.in_file_order
         self._start = self._skip = header.data_start
         self._tally: _Tally | None = None
         """Of the tensor that arrives; there may be 200,000, so those that are done leave their statistics only."""
@@ -126,6 +79,11 @@ class Inspector(io.RawIOBase):
         view = view[header:]
         with torch.inference_mode():
             while len(self._stats) < len(self._tensors) and not self._skip:
+                if self._tally is None and (run := small_tensors.run(self._tensors, len(self._stats), len(view))):
+                    size = run[-1][1].end - run[0][1].start
+                    self._stats += small_tensors.look(run, view[:size], self._start)
+                    view = view[size:]
+                    continue
                 tally = self._tally = self._tally or _Tally(*self._tensors[len(self._stats)], self._start)
                 part, view = view[: tally.left], view[tally.left :]
                 tally.add(part, self._scratch)
@@ -142,9 +100,7 @@ class _Tally:
         self._name, self._info, self._offset = name, info, data_start + info.start
         self._zeros = _Zeros()
         self.left = info.end - info.start
-        self._float = _FLOATS.get(info.dtype)
-        size = math.prod(info.shape)
-        self._width = self._float.itemsize if self._float else max(1, self.left // size if size else 1)
+        self._float, self._width = FLOATS.get(info.dtype), width(info)
         self._carry = b""
         self._nonfinite, self._nonzero, self._words, self._squared = 0, 0, 0, 0
         self._minimum, self._maximum, self._squares = math.inf, -math.inf, 0.0
@@ -184,7 +140,7 @@ class _Tally:
         )
 
     def _look(self, data: memoryview | bytearray, scratch: torch.Tensor) -> None:
-        words: np.ndarray[Any, Any] = np.frombuffer(data, dtype=_WORDS[self._width])
+        words: np.ndarray[Any, Any] = np.frombuffer(data, dtype=WORDS[self._width])
         if not words.flags.aligned:
             words = words.copy()
         self._words += words.size
@@ -225,6 +181,9 @@ class _Zeros:
         """Costs what the runs at both ends are long, and nothing where there are none."""
         if not nonzero:
             self.run += words.nbytes
+            return
+        if nonzero == words.size:
+            self.longest, self.run = max(self.longest, self.run), 0
             return
         self.longest = max(self.longest, self.run + _leading_zeros(words) * words.itemsize)
         self.run = _leading_zeros(words[::-1]) * words.itemsize

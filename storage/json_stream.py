@@ -12,7 +12,8 @@ from weighbridge.storage.strict_json import InvalidJson, TruncatedJson, finite, 
 
 _PIECE = 1 << 18
 """Bytes read at once."""
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACES = " \t\n\r"
+_SPACE = re.compile(f"[{_SPACES}]*")
 _TOKEN = len("\\uABCD")
 _ENDS = frozenset(" \t\n\r,}]")
 """What may follow a value."""
@@ -99,6 +100,8 @@ class JsonStream:
     def _next(self) -> str:
         """The next character that is no space; not taken."""
         while True:
+            if (next_one := self._text[self._at : self._at + 1]) and next_one not in _SPACES:
+                return next_one
             self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # always matches
             if self._at < len(self._text):
                 return self._text[self._at]

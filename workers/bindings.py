@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-from weighbridge.engines.binding import Parameter, bind, matches
+from weighbridge.engines.binding import Parameter, Tensors, bind, matches
 from weighbridge.engines.errors import BindingError, LoadError
 from weighbridge.engines.manifest import Program, TensorSpec
 from weighbridge.registry.recipe import ProgramWish
@@ -97,7 +97,7 @@ def _of_row(row: Row) -> TemplateInfo:
 
 
 def find(
-    tensors: Mapping[str, Parameter],
+    tensors: Tensors,
     programs: Programs,
     wish: ProgramWish | None = None,
     inputs: tuple[TensorSpec, ...] = (),
@@ -128,7 +128,7 @@ def find(
     )
 
 
-def _by_name(tensors: Mapping[str, Parameter], programs: Programs, name: str) -> Bound:
+def _by_name(tensors: Tensors, programs: Programs, name: str) -> Bound:
     if not programs.allows(f"template:{name}"):
         raise Unbound(f"template:{name} is not allowed by the operator (allowed: {', '.join(programs.allowed)})")
     if name in programs.malformed:
@@ -139,7 +139,7 @@ def _by_name(tensors: Mapping[str, Parameter], programs: Programs, name: str) ->
     return _bound(tensors, template)
 
 
-def _bound(tensors: Mapping[str, Parameter], template: TemplateInfo) -> Bound:
+def _bound(tensors: Tensors, template: TemplateInfo) -> Bound:
     try:
         binding = bind(tensors, template.parameters, cast=True)
     except BindingError as exc:
@@ -156,7 +156,7 @@ def _unknown(template: TemplateInfo) -> tuple[str, ...]:
 
 
 def _by_factory(
-    tensors: Mapping[str, Parameter],
+    tensors: Tensors,
     programs: Programs,
     factory: str,
     inputs: tuple[TensorSpec, ...],
@@ -184,7 +184,7 @@ def _by_factory(
     return Bound(Program(kind="factory", name=factory), binding, found, outputs, parameters, notes)
 
 
-def _distance(tensors: Mapping[str, Parameter], template: TemplateInfo) -> int:
+def _distance(tensors: Tensors, template: TemplateInfo) -> int:
     try:
         bind(tensors, template.parameters)
     except BindingError as exc:
@@ -192,7 +192,7 @@ def _distance(tensors: Mapping[str, Parameter], template: TemplateInfo) -> int:
     return 0
 
 
-def _difference(tensors: Mapping[str, Parameter], template: TemplateInfo) -> str:
+def _difference(tensors: Tensors, template: TemplateInfo) -> str:
     try:
         bind(tensors, template.parameters)
     except BindingError as exc:

@@ -10,9 +10,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from weighbridge.engines.binding import Parameter
 from weighbridge.engines.manifest import ArtifactFile
-from weighbridge.engines.stream import TensorStats
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.storage import companions, identity, names
 from weighbridge.storage.errors import StorageError
 from weighbridge.storage.index import MalformedIndex, read_index
@@ -56,9 +55,8 @@ class Contents:
         return identity.digest(file.digest for file in self.weights)
 
     @property
-    def tensors(self) -> dict[str, Parameter]:
-        # Of headers that were checked; to check them again costs a second for 200,000.
-        return {one.name: Parameter.model_construct(shape=one.shape, dtype=one.dtype) for one in self.stats}
+    def tensors(self) -> dict[str, TensorStats]:
+        return {one.name: one for one in self.stats}
 
 
 def read(source: Get, path: str, files: Iterable[Ref], take: Take) -> Contents:

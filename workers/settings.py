@@ -58,7 +58,7 @@ class WorkerSettings(BaseModel):
         "configuration); one that needs more is quarantined (s).",
     )
     parse_bytes: int = Field(
-        default=256 << 20,
+        default=224 << 20,  # an idle one has 270 MB: half a gigabyte in all
         ge=32 << 20,
         description="Memory for the same, beyond an idle process's; a checkpoint that needs more is quarantined "
         "(bytes).",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from weighbridge.engines.manifest import ArtifactFile
-from weighbridge.engines.stream import Inspector, TensorStats
+from weighbridge.engines.stream import Inspector
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.storage.blobs import Blobs
 from weighbridge.storage.errors import PreconditionFailed
 from weighbridge.storage.protocols import Get, Ref

@@ -25,7 +25,7 @@ from weighbridge.engines.load import load
 from weighbridge.engines.manifest import Golden, Manifest, TensorSpec
 from weighbridge.engines.protocols import BlobPath, Session
 from weighbridge.engines.spread import Tolerance
-from weighbridge.engines.stream import TensorStats
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.registry.recipe import Gate, ProgramWish
 from weighbridge.registry.schemas import GateResult
 from weighbridge.storage import companions, identity

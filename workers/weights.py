@@ -11,7 +11,7 @@ from weighbridge.engines import datatypes
 from weighbridge.engines.binding import twins
 from weighbridge.engines.nonfinite import digest
 from weighbridge.engines.protocols import BlobPath
-from weighbridge.engines.stream import TensorStats
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.workers.bindings import Bound
 from weighbridge.workers.checkpoint import Contents
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weighbridge.engines.stream import TensorStats
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.registry.recipe import ZERO_TAIL, Gate
 from weighbridge.registry.schemas import GateResult
 from weighbridge.storage.streaming import digest_bytes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from itertools import cycle
 
 import pytest
 from fixtures.checkpoints import raw
@@ -10,6 +12,7 @@ from fixtures.confined import Bench
 from fixtures.hostile import OTHER_FORMATS, SAMPLES, SENTINEL, Sample
 
 from weighbridge.storage.completeness import Unsupported, look
+from weighbridge.storage.safetensors_header import BITS, MAX_RANK, MAX_TENSORS
 from weighbridge.workers.confined.confine import Confine, Exceeded
 from weighbridge.workers.confined.order import Limits
 from weighbridge.workers.outcome import Outcome
@@ -19,16 +22,19 @@ SECONDS, BYTES = 5.0, 512 << 20
 
 
 def weigh(bench: Bench, path: str) -> tuple[Outcome, int, float]:
-    """As workers.stages does it, with the limits of the settings; and the child's most memory and processor time."""
+    """As workers.stages does it, with the limits of the settings; and the child's most memory and the processor time of
+    the child and of its worker together."""
     task, used = bench.task(path), []
     desk = bench.desk(task)
+    began = time.process_time()
     confine = Confine(bench.nursery.orders, Limits(), measured=lambda *seen: used.append(seen))
     try:
         outcome = confine.perform(task, desk, lambda: None)
     except Exceeded as exceeded:
         outcome = quarantined(task, desk, str(exceeded))
+    own = time.process_time() - began
     ((size, seconds),) = used
-    return outcome, size, seconds
+    return outcome, size, own + seconds
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
@@ -48,14 +54,32 @@ def test_a_hostile_checkpoint_is_a_verdict(bench: Bench, sample: Sample) -> None
     assert (size < BYTES, seconds < SECONDS) == (True, True), (size, seconds)
 
 
+def _most(dtypes: str, axes: int) -> bytes:
+    """A file of as many tensors as are accepted, each of one number, of these dtypes in turn."""
+    header, at = {}, 0
+    for number, dtype in zip(range(MAX_TENSORS), cycle(dtypes.split()), strict=False):
+        end = at + BITS[dtype] // 8
+        header[f"t{number}"] = {"dtype": dtype, "shape": [1] * axes, "data_offsets": [at, end]}
+        at = end
+    return raw(header, (bytes(range(1, 65)) * (at // 64 + 1))[:at])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [200_000])
-def test_the_most_tensors_are_read_in_time(bench: Bench, count: int) -> None:
+@pytest.mark.parametrize("dtypes", ["F32", "F32 BF16 I16 U8"])
+def test_the_most_tensors_are_read_in_time(bench: Bench, dtypes: str) -> None:
     """A header as large as any that is accepted costs seconds and megabytes, and is no fault."""
-    tensors = {f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(count)}
-    (bench.drops / "many.safetensors").write_bytes(raw(tensors, bytes(range(1, 101)) * (count // 100)))
+    (bench.drops / "many.safetensors").write_bytes(_most(dtypes, axes=1))
     outcome, size, seconds = weigh(bench, "many.safetensors")
     assert outcome.verdict == "needs_binding"
+    assert (size < BYTES, seconds < SECONDS) == (True, True), (size, seconds)
+
+
+@pytest.mark.slow
+def test_the_most_tensors_of_the_most_axes_are_refused_in_time(bench: Bench) -> None:
+    """What takes more than a child may have ends it, before it has more than that."""
+    (bench.drops / "many.safetensors").write_bytes(_most("F32", axes=MAX_RANK))
+    outcome, size, seconds = weigh(bench, "many.safetensors")
+    assert (outcome.verdict, "of memory" in outcome.reason) == ("quarantined", True)
     assert (size < BYTES, seconds < SECONDS) == (True, True), (size, seconds)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from fixtures.checkpoints import safetensors
+from fixtures.checkpoints import raw, safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weighbridge.engines.stream import Inspector, TensorStats
+from weighbridge.engines.stream import Inspector
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.storage.safetensors_header import header_length, parse_header
 
 CODES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32, "F64": np.float64}
@@ -141,3 +143,39 @@ def test_a_hole_as_large_as_a_look_is_seen(dtype: str) -> None:
     array[700_000:2_000_000] = 0
     (seen,) = inspect(safetensors({"w": (dtype, [len(array)], array.tobytes())}), [999_999])
     assert (seen.hole, seen.zero_tail) == (1_300_000 * array.itemsize, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(["F16", "BF16", "F32", "F64", "C64", "F8_E4M3", "I16", "U8", "BOOL"]),
+            st.lists(st.sampled_from([0, 1, 60, 255]), max_size=12),
+        ),
+        min_size=1,
+        max_size=60,
+    ),
+    size=st.integers(1, 3000),
+)
+def test_small_tensors_looked_at_together_are_what_each_is_alone(rows: list[tuple[str, list[int]]], size: int) -> None:
+    """Dtypes in turn, empty ones between them, whatever the pieces: the same as one by one, byte by byte."""
+    widths = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "C64": 8, "I16": 2}
+    tensors = {}
+    for number, (dtype, codes) in enumerate(rows):
+        data = np.repeat(np.array(codes, np.uint8), widths.get(dtype, 1)).tobytes()
+        tensors[f"t{number}"] = (dtype, [len(codes)], data)
+    file = safetensors(tensors)
+    for together, alone in zip(inspect(file, [size]), inspect(file, [1]), strict=True):
+        assert replace(together, rms=None, hole=0) == replace(alone, rms=None, hole=0)
+        assert (together.rms or 0.0) == pytest.approx(alone.rms or 0.0, rel=1e-5)
+
+
+def test_an_empty_tensor_that_the_header_names_last_is_looked_at_where_it_lies() -> None:
+    """Between two that have bytes, whatever the order of the names."""
+    header: dict[str, object] = {
+        f"t{at}": {"dtype": "U8", "shape": [1], "data_offsets": [at, at + 1]} for at in range(40)
+    }
+    header["empty"] = {"dtype": "U8", "shape": [0], "data_offsets": [39, 39]}
+    seen = inspect(raw(header, bytes(range(40))), [4096])
+    assert [one.name for one in seen][-2:] == ["empty", "t39"]
+    assert [one.zeros for one in seen] == [1, *[0] * 40]

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from weighbridge.engines.stream import Inspector, TensorStats
+from weighbridge.engines.stream import Inspector
+from weighbridge.engines.tensor_stats import TensorStats
 from weighbridge.registry.errors import InvalidRecipe
 from weighbridge.registry.recipe import ZERO_TAIL, Gate, parse
 from weighbridge.storage.safetensors_header import header_length, parse_header

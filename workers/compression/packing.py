@@ -59,7 +59,7 @@ def plan(header: Header, wish: VariantWish, path: str, names: Collection[str]) -
     if packed.METADATA in header.metadata:
         raise NotApplicable(f"{path} is packed already")
     scheme = packed.SCHEMES[wish.method]
-    chosen = [_choose(name, header.tensors[name], scheme, wish) for name in packed.in_file_order(header.tensors)]
+    chosen = [_choose(name, info, scheme, wish) for name, info in header.in_file_order]
     for piece in chosen:
         if piece.layout is not None and piece.name + packed.SCALE in names:
             scale = piece.name + packed.SCALE

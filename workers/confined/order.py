@@ -11,7 +11,7 @@ class Limits:
     """`cpu_seconds` and `memory_bytes` (beyond an idle child's) while it reads; `seconds` and `most_bytes` in all."""
 
     cpu_seconds: float = 20.0
-    memory_bytes: int = 256 << 20
+    memory_bytes: int = 224 << 20
     seconds: float = 3600.0
     most_bytes: int = 1 << 62
 
