@@ -168,8 +168,9 @@ class IllegalTransition(ValueError):
     """The status cannot change like that; `old` and `new` are on the error."""
 
     def __init__(self, old: StrEnum, new: StrEnum) -> None:
-        allowed = ", ".join(sorted(_allowed(old))) or "nothing: it is an end"
-        super().__init__(f"{type(old).__name__} {old} cannot become {new}; allowed: {allowed}")
+        allowed = " or ".join(sorted(_allowed(old)))
+        rest = f"it may become {allowed}" if allowed else "nothing follows"
+        super().__init__(f"it is {old}, which cannot become {new}: {rest}")
         self.old, self.new = old, new
 
 

@@ -246,7 +246,13 @@ def rejudge(tx: Session, model: str, number: int, *, actor: str, reason: str) ->
     Raises NotFound, Conflict unless it ended as rejected, quarantined, needs_binding or superseded, or its job was set
     aside.
     """
-    return reopen(tx, lock(tx, _id(get(tx, model, number))), model, actor=actor, reason=reason)
+    version = lock(tx, _id(get(tx, model, number)))
+    if version.status == VersionStatus.READY:
+        raise Conflict(
+            f"version {number} of {model} is ready, by the recipe that it was judged by: a stricter one judges later "
+            "versions (`archive` takes this one away), an evaluation set that it lacked is used by itself"
+        )
+    return reopen(tx, version, model, actor=actor, reason=reason)
 
 
 def reopen(tx: Session, version: Version, model: str, *, actor: str, reason: str) -> list[Job]:

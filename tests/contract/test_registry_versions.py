@@ -358,12 +358,12 @@ def test_a_new_judgement_runs_new_jobs(database: Database) -> None:
 
 
 def test_only_an_ended_judgement_is_opened_again(database: Database, fleet: list[str]) -> None:
-    """A version under judgement, or one that is ready, is not; the error says what is possible."""
+    """A version under judgement, or one that is ready, is not; the error says why."""
     job_id = recorded(database, recipe_text=FAST).jobs[0].id
     with pytest.raises(Conflict, match="version 1 of digits is being judged: wait for its verdict"):
         rejudge(database)
     run(database, job_id)
-    with pytest.raises(Conflict, match="version 1 of digits: VersionStatus ready cannot become"):
+    with pytest.raises(Conflict, match="version 1 of digits is ready, by the recipe that it was judged by"):
         rejudge(database)
 
 
@@ -381,7 +381,7 @@ def test_archiving_takes_a_version_from_the_fleet(database: Database, fleet: lis
     assert fleet == ["start", "withdraw 1: licence"]
     with database.read() as tx:
         assert jobs.get(tx, evaluate or 0).state == JobState.CANCELLED
-    with pytest.raises(Conflict, match="VersionStatus archived cannot become discovered"):
+    with pytest.raises(Conflict, match="version 1 of digits: it is archived, which cannot become discovered"):
         rejudge(database)
 
 
