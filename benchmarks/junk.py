@@ -28,6 +28,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from weighbridge.registry.client import Client
+from weighbridge.registry.errors import NotFound
+from weighbridge.registry.schemas import Version
 
 OWN = 0.05
 """Share of the junk that lies in the good model's own folder."""
@@ -146,6 +148,13 @@ def peak(process: int) -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def versions(client: Client, model: str) -> list[Version]:
+    """The model's versions; none as long as nobody has heard of it."""
+    with contextlib.suppress(NotFound):
+        return list(client.versions(model))
+    return []
+
+
 def drop(client: Client, drops: Path, name: str, seed: int, limit: float = 120.0) -> tuple[float, float]:
     """Seconds until a good checkpoint is recorded, and until it is ready."""
     path = drops / name
@@ -153,7 +162,7 @@ def drop(client: Client, drops: Path, name: str, seed: int, limit: float = 120.0
     path.write_bytes(good(seed))
     start, model, recorded = time.perf_counter(), name.split("/")[0], 0.0
     while time.perf_counter() - start < limit:
-        version = next((one for one in client.versions(model) if one.path == name), None)
+        version = next((one for one in versions(client, model) if one.path == name), None)
         if version is not None:
             recorded = recorded or time.perf_counter() - start
             if version.status != "discovered":
@@ -191,7 +200,7 @@ def listed(client: Client, expected: dict[str, str], limit: float) -> dict[str, 
         for path in expected.keys() - found.keys():
             model = path.split("/")[0]
             rows = [(one.path, one.state, one.reason) for one in client.checkpoint_page(model, limit=1000).items]
-            rows += [(one.path, one.status, one.reason) for one in client.versions(model)]
+            rows += [(one.path, one.status, one.reason) for one in versions(client, model)]
             if said := next((f"{state}: {reason[:110]}" for where, state, reason in rows if where == path), ""):
                 found[path] = said
         time.sleep(0.5)
@@ -232,7 +241,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         measure("beginning (the first listing goes on)", client, daemon, full / "drops", options.drops, 200)
         found = listed(client, expected, options.patience)
         measure("later (junk is still looked at)", client, daemon, full / "drops", options.drops, 300)
-        dated = [one.number for one in client.versions("odd")]
+        dated = [one.number for one in versions(client, "odd")]
         waiting = client.status().open_checkpoints
         print(f"{waiting:,} rows wait or were refused; the year 30489 is version {dated} of odd")
         for path, what in expected.items():
