@@ -228,7 +228,11 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     (empty / "drops").mkdir(parents=True)
     with running(empty, empty / "drops") as (client, daemon):
         add_template(client, empty)
-        drop(client, empty / "drops", "warm/a.safetensors", 99)
+        row(
+            "bare, the very first (the worker starts)",
+            [drop(client, empty / "drops", "first/a.safetensors", 99)],
+            peak(daemon),
+        )
         measure("bare", client, daemon, empty / "drops", options.drops, 100)
     full = folder / "full"
     (full / "drops").mkdir(parents=True)
@@ -238,11 +242,18 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     print(f"{options.objects:,} objects of junk and {len(expected) + 1} traps made in {time.monotonic() - start:.0f} s")
     with running(full, full / "drops") as (client, daemon):
         add_template(client, full)
+        row(
+            "the very first (the worker starts)",
+            [drop(client, full / "drops", "first/a.safetensors", 99)],
+            peak(daemon),
+        )
         measure("beginning (the first listing goes on)", client, daemon, full / "drops", options.drops, 200)
         found = listed(client, expected, options.patience)
         measure("later (junk is still looked at)", client, daemon, full / "drops", options.drops, 300)
         dated = [one.number for one in versions(client, "odd")]
+        start = time.perf_counter()
         waiting = client.status().open_checkpoints
+        print(f"status answered in {time.perf_counter() - start:.2f} s, daemon {peak(daemon)} MiB at most")
         print(f"{waiting:,} rows wait or were refused; the year 30489 is version {dated} of odd")
         for path, what in expected.items():
             print(f"  {what}: {path}: {found.get(path, 'NO ROW')}")

@@ -41,6 +41,7 @@ _READ_PAUSE = 30.0
 class Intake:
     """The loop's body: one due checkpoint a turn, in any number of threads. `tell` takes hints from any thread.
 
+    `processor` tells how many seconds of it a thread used: as long rests what nobody waits for.
     `rescan(prefix)` is called where an event says that anything may have happened below a prefix, `judged(model)` where
     what judges a model's checkpoints may be another now.
     """
@@ -62,10 +63,11 @@ class Intake:
         judged: Callable[[str], None] = lambda model: None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        processor: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._store, self._layout, self._db, self._notifier, self._looks = store, layout, db, notifier, looks
         self._policies, self._rescan, self._wake, self._clock = tuple(policies), rescan, wake, clock
-        self._settle, self._reading, self._judged = settle_seconds, reading, judged
+        self._settle, self._reading, self._judged, self._processor = settle_seconds, reading, judged, processor
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         """Models whose recipe, evaluation or training set changed."""
@@ -106,7 +108,7 @@ class Intake:
         """
         self._hint_waiting()
         notes: list[tuple[Group, Finding]] = []
-        end = self._clock() + _MOMENT
+        end, used = self._clock() + _MOMENT, self._processor()
         try:
             while len(notes) < _NOTES and (group := self._looks.take(self._clock())) is not None:
                 self._wake()  # another thread watches over what is due while this one looks, however long that takes
@@ -115,6 +117,7 @@ class Intake:
                     break
         finally:
             self._note_all(notes)
+            self._looks.spent(self._processor() - used, self._clock())
         return self._pause()
 
     def _pause(self) -> float:

@@ -106,7 +106,7 @@ class Looks:
         self._states: dict[Group, _State] = {}
         self._heap: list[tuple[float, Group]] = []
         self._queues = {urgency: FairQueue(CAPACITY) for urgency in Urgency}
-        self._turn, self._queued, self._since = 0, 0, 0.0
+        self._turn, self._queued, self._since, self._paced = 0, 0, 0.0, 0.0
         self._lanes = Lanes()
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._lock = threading.Lock()
@@ -148,10 +148,7 @@ class Looks:
         """Return a due group, now in the caller's hand; None where there is none, or no lane for it yet."""
         with self._lock:
             self._queue(now)
-            while self._queued and self._lanes.free_at() <= now:
-                self._turn += 1
-                share = _SHARES[self._turn % len(_SHARES)]
-                urgency = share if self._queues[share] else next(one for one in Urgency if self._queues[one])
+            while self._lanes.free_at() <= now and (urgency := self._whose_turn(now)) is not None:
                 group = self._queues[urgency].take()
                 state = None if group is None else self._states.get(group)
                 if group is None or state is None or not state.queued or state.urgency != urgency:
@@ -167,6 +164,11 @@ class Looks:
                     self._lines[group.model].looked.add(group)
                 return group
         return None
+
+    def spent(self, seconds: float, now: float) -> None:
+        """Looks took so much of the processor: those that nobody waits for rest for as long, and leave it to others."""
+        with self._lock:
+            self._paced = max(self._paced, now) + seconds
 
     def again(self, group: Group, now: float) -> None:
         """It waits: put it back, to be looked at after its pause or when a hint comes (or came meanwhile)."""
@@ -272,13 +274,22 @@ class Looks:
         """When the next group is due, and has a lane; infinity when none is."""
         with self._lock:
             if self._queued:
-                return max(self._since, self._lanes.free_at())
+                paced = self._since if self._queues[Urgency.TOLD] else self._paced
+                return max(self._since, paced, self._lanes.free_at())
             while self._heap:
                 due, group = self._heap[0]
                 if self._waits_until(group, due):
                     return due
                 heapq.heappop(self._heap)
         return float("inf")
+
+    def _whose_turn(self, now: float) -> Urgency | None:
+        """The urgency of the next look; None where nothing is due, or may be yet."""
+        self._turn += 1
+        share = _SHARES[self._turn % len(_SHARES)]
+        if now < self._paced:
+            return Urgency.TOLD if self._queues[Urgency.TOLD] else None
+        return share if self._queues[share] else next((one for one in Urgency if self._queues[one]), None)
 
     def _waits_until(self, group: Group, due: float) -> bool:
         state = self._states.get(group)

@@ -93,6 +93,7 @@ class Daemon:
             rescan=lambda prefix: self.listing.request(prefix),
             judged=lambda model: self.judging.changed(model),
             wake=lambda: self._looking.wake(),
+            processor=time.thread_time,
         )
         self.listing = Listing(
             store,
