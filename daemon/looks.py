@@ -198,7 +198,7 @@ class Looks:
             if now - state.ready >= PATIENCE:
                 return 0.0
             if line.count > CROWD:
-                return self._older_looked(line, order, state.ready)
+                return self._older_looked(line, order, state.ready, now)
             first = next((one for one in line.unknown if self._states[one].hinted <= state.ready), None)
             if first is None and line.known[0][0] < order:
                 first = line.known[0][1]
@@ -227,12 +227,13 @@ class Looks:
             if state.queued:
                 self._enqueue(group, state)
 
-    def _older_looked(self, line: _Line, order: Order, ready: float) -> float:
+    def _older_looked(self, line: _Line, order: Order, ready: float, now: float) -> float:
         """The same in a crowd, whose order nobody can wait for: what is whole, or was looked at at that moment."""
         for one in line.looked:
             state = self._states[one]
             older = state.order is None or state.order < order
-            if older and (state.placed or (state.in_hand and state.taken <= ready)):
+            asked = state.in_hand and state.taken <= ready and not self._hangs(one, now)
+            if older and (state.placed or asked):
                 return self._first if state.placed else REST * 2
         return 0.0
 
@@ -273,15 +274,16 @@ class Looks:
     def next_due(self) -> float:
         """When the next group is due, and has a lane; infinity when none is."""
         with self._lock:
+            begins = float("inf")
             if self._queued:
                 paced = self._since if self._queues[Urgency.TOLD] else self._paced
-                return max(self._since, paced, self._lanes.free_at())
+                begins = max(self._since, paced, self._lanes.free_at())
             while self._heap:
                 due, group = self._heap[0]
                 if self._waits_until(group, due):
-                    return due
+                    return min(due, begins)
                 heapq.heappop(self._heap)
-        return float("inf")
+        return begins
 
     def _whose_turn(self, now: float) -> Urgency | None:
         """The urgency of the next look; None where nothing is due, or may be yet."""

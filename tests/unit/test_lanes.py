@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from weighbridge.daemon.lanes import HANGS, QUICK, THREADS, Lanes
 from weighbridge.daemon.layout import Group
-from weighbridge.daemon.looks import Looks, Urgency, order
+from weighbridge.daemon.looks import CROWD, Looks, Urgency, order
 
 
 def group(number: int, model: str = "") -> Group:
@@ -48,13 +50,15 @@ def test_what_hung_before_and_one_models_leave_lanes_to_others() -> None:
     assert lanes.admits(group(again), 9, hung=False)
 
 
-def test_nobody_waits_for_what_hangs() -> None:
-    """A younger one of the model is recorded although nobody knows what the older one is."""
+@pytest.mark.parametrize("crowd", [0, 2 * CROWD])
+def test_nobody_waits_for_what_hangs(crowd: int) -> None:
+    """A younger one of the model is recorded although nobody knows what the older one is; in a crowd too."""
     looks, old, new = Looks(0.25, 30), group(1, "m"), group(2, "m")
-    looks.hint(old, 0)
-    assert looks.take(0) == old
-    looks.hint(new, 0)
-    assert looks.take(0) == new
+    for one in (old, new):
+        looks.hint(one, 0)
+        assert looks.take(0) == one
+    for number in range(crowd):
+        looks.hint(group(10 + number, "m"), 0, order(3, "m/x"))
     looks.place(new, order(2, new.path))
     assert looks.older(new, order(2, new.path), HANGS / 2) > 0
     assert looks.older(new, order(2, new.path), HANGS) == 0
