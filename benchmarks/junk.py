@@ -28,8 +28,6 @@ import numpy as np
 from safetensors.numpy import save
 
 from weighbridge.registry.client import Client
-from weighbridge.registry.errors import NotFound
-from weighbridge.registry.schemas import Version
 
 OWN = 0.05
 """Share of the junk that lies in the good model's own folder."""
@@ -148,13 +146,6 @@ def peak(process: int) -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def versions(client: Client, model: str) -> list[Version]:
-    """The model's versions; none as long as nobody has heard of it."""
-    with contextlib.suppress(NotFound):
-        return list(client.versions(model))
-    return []
-
-
 def drop(client: Client, drops: Path, name: str, seed: int, limit: float = 120.0) -> tuple[float, float]:
     """Seconds until a good checkpoint is recorded, and until it is ready."""
     path = drops / name
@@ -162,7 +153,7 @@ def drop(client: Client, drops: Path, name: str, seed: int, limit: float = 120.0
     path.write_bytes(good(seed))
     start, model, recorded = time.perf_counter(), name.split("/")[0], 0.0
     while time.perf_counter() - start < limit:
-        version = next((one for one in versions(client, model) if one.path == name), None)
+        version = next((one for one in client.versions(model) if one.path == name), None)
         if version is not None:
             recorded = recorded or time.perf_counter() - start
             if version.status != "discovered":
@@ -200,7 +191,7 @@ def listed(client: Client, expected: dict[str, str], limit: float) -> dict[str, 
         for path in expected.keys() - found.keys():
             model = path.split("/")[0]
             rows = [(one.path, one.state, one.reason) for one in client.checkpoint_page(model, limit=1000).items]
-            rows += [(one.path, one.status, one.reason) for one in versions(client, model)]
+            rows += [(one.path, one.status, one.reason) for one in client.versions(model)]
             if said := next((f"{state}: {reason[:110]}" for where, state, reason in rows if where == path), ""):
                 found[path] = said
         time.sleep(0.5)
@@ -212,6 +203,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--drops", type=int, default=6)
     parser.add_argument("--patience", type=float, default=300.0, help="longest wait for the traps' rows (s)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="when the last drops come, after the start (s)")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="a file system that keeps odd dates")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="wb-junk-", dir=options.folder))
@@ -242,6 +234,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     print(f"{options.objects:,} objects of junk and {len(expected) + 1} traps made in {time.monotonic() - start:.0f} s")
     with running(full, full / "drops") as (client, daemon):
         add_template(client, full)
+        begun = time.monotonic()
         row(
             "the very first (the worker starts)",
             [drop(client, full / "drops", "first/a.safetensors", 99)],
@@ -249,8 +242,9 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         )
         measure("beginning (the first listing goes on)", client, daemon, full / "drops", options.drops, 200)
         found = listed(client, expected, options.patience)
-        measure("later (junk is still looked at)", client, daemon, full / "drops", options.drops, 300)
-        dated = [one.number for one in versions(client, "odd")]
+        time.sleep(max(0.0, options.seconds - (time.monotonic() - begun)))
+        measure("later (junk is being looked at)", client, daemon, full / "drops", options.drops, 300)
+        dated = [one.number for one in client.versions("odd")]
         start = time.perf_counter()
         waiting = client.status().open_checkpoints
         print(f"status answered in {time.perf_counter() - start:.2f} s, daemon {peak(daemon)} MiB at most")
