@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--drops", type=int, default=6)
     parser.add_argument("--patience", type=float, default=300.0, help="longest wait for the traps' rows (s)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="when the last drops come, after the start (s)")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="a file system that keeps odd dates")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="wb-junk-", dir=options.folder))
@@ -219,7 +220,11 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     (empty / "drops").mkdir(parents=True)
     with running(empty, empty / "drops") as (client, daemon):
         add_template(client, empty)
-        drop(client, empty / "drops", "warm/a.safetensors", 99)
+        row(
+            "bare, the very first (the worker starts)",
+            [drop(client, empty / "drops", "first/a.safetensors", 99)],
+            peak(daemon),
+        )
         measure("bare", client, daemon, empty / "drops", options.drops, 100)
     full = folder / "full"
     (full / "drops").mkdir(parents=True)
@@ -229,11 +234,20 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     print(f"{options.objects:,} objects of junk and {len(expected) + 1} traps made in {time.monotonic() - start:.0f} s")
     with running(full, full / "drops") as (client, daemon):
         add_template(client, full)
+        begun = time.monotonic()
+        row(
+            "the very first (the worker starts)",
+            [drop(client, full / "drops", "first/a.safetensors", 99)],
+            peak(daemon),
+        )
         measure("beginning (the first listing goes on)", client, daemon, full / "drops", options.drops, 200)
         found = listed(client, expected, options.patience)
-        measure("later (junk is still looked at)", client, daemon, full / "drops", options.drops, 300)
+        time.sleep(max(0.0, options.seconds - (time.monotonic() - begun)))
+        measure("later (junk is being looked at)", client, daemon, full / "drops", options.drops, 300)
         dated = [one.number for one in client.versions("odd")]
+        start = time.perf_counter()
         waiting = client.status().open_checkpoints
+        print(f"status answered in {time.perf_counter() - start:.2f} s, daemon {peak(daemon)} MiB at most")
         print(f"{waiting:,} rows wait or were refused; the year 30489 is version {dated} of odd")
         for path, what in expected.items():
             print(f"  {what}: {path}: {found.get(path, 'NO ROW')}")

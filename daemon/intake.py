@@ -9,16 +9,19 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
+from weighbridge import limits
 from weighbridge.daemon.layout import Group, Layout, Wishes
 from weighbridge.daemon.look import Finding, Found, Gone, Refused, Waits, look
 from weighbridge.daemon.looks import PARKED, Looks, Order, Urgency
 from weighbridge.daemon.loops import AWAY, Turning
 from weighbridge.daemon.reading import Reading
 from weighbridge.registry import checkpoints, identity, lineage, versions
+from weighbridge.registry.checkpoints import Sight
 from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Invalid
 from weighbridge.registry.identity import Change
 from weighbridge.registry.lifecycle import CheckpointState
+from weighbridge.registry.models import Checkpoint
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy, policy_for
 from weighbridge.storage.events import Kind, ObjectEvent
@@ -29,7 +32,7 @@ log = logging.getLogger(__name__)
 
 ACTOR = "intake"
 _LONGEST_PAUSE = 60.0
-_MOMENT, _NOTES = 0.02, 8
+_MOMENT, _NOTES = 0.05, 64
 """Seconds of looks, and looks, whose findings are noted together."""
 _READ_PAUSE = 30.0
 """Seconds until weights that could not be read are asked for again; whoever has read them gives a hint."""
@@ -38,6 +41,7 @@ _READ_PAUSE = 30.0
 class Intake:
     """The loop's body: one due checkpoint a turn, in any number of threads. `tell` takes hints from any thread.
 
+    `processor` tells how many seconds of it a thread used: as long rests what nobody waits for.
     `rescan(prefix)` is called where an event says that anything may have happened below a prefix, `judged(model)` where
     what judges a model's checkpoints may be another now.
     """
@@ -59,10 +63,11 @@ class Intake:
         judged: Callable[[str], None] = lambda model: None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        processor: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._store, self._layout, self._db, self._notifier, self._looks = store, layout, db, notifier, looks
         self._policies, self._rescan, self._wake, self._clock = tuple(policies), rescan, wake, clock
-        self._settle, self._reading, self._judged = settle_seconds, reading, judged
+        self._settle, self._reading, self._judged, self._processor = settle_seconds, reading, judged, processor
         self._lock = threading.Lock()
         self._changed: set[str] = set()
         """Models whose recipe, evaluation or training set changed."""
@@ -103,16 +108,16 @@ class Intake:
         """
         self._hint_waiting()
         notes: list[tuple[Group, Finding]] = []
-        end = self._clock() + _MOMENT
+        end, used = self._clock() + _MOMENT, self._processor()
         try:
             while len(notes) < _NOTES and (group := self._looks.take(self._clock())) is not None:
-                if not self._pause():
-                    self._wake()  # another thread may take the next one while this one looks
+                self._wake()  # another thread watches over what is due while this one looks, however long that takes
                 self._look(group, notes)
                 if turning.stopping or self._clock() >= end:
                     break
         finally:
             self._note_all(notes)
+            self._looks.spent(self._processor() - used, self._clock())
         return self._pause()
 
     def _pause(self) -> float:
@@ -192,13 +197,22 @@ class Intake:
         return change, digest
 
     def _note_all(self, notes: Sequence[tuple[Group, Finding]]) -> None:
-        """Write down what is no version, in one transaction."""
-        known = [(group, finding) for group, finding in notes if not isinstance(finding, Gone) or self._known(group)]
-        if not known:
+        """Write down what is no version, in one short transaction, and nothing where it is known: others write too."""
+        findings = {(group.model, group.path): (group, finding) for group, finding in notes}
+        if not findings:
+            return
+        with self._db.read() as tx:
+            rows = checkpoints.known(tx, findings.keys())
+        sights = {place: _sight(*found) for place, found in findings.items()}
+        news = [place for place, sight in sights.items() if _is_news(rows.get(place), sight)]
+        if not news:
             return
         with self._db.transaction() as tx:
-            for group, finding in known:
-                self._note(tx, group, finding)
+            first = [sight for place in news if place not in rows and (sight := sights[place]) is not None]
+            others = checkpoints.first_seen(tx, first)
+            for place in news:
+                if place in rows or place in others:
+                    self._note(tx, *findings[place])
         self._notifier.ring("events")
 
     def _record(self, group: Group, found: Found, digest: str | None) -> None:
@@ -255,7 +269,20 @@ class Intake:
                 found.wrong or f"{found.proof}: {found.reason}",
             )
 
-    def _known(self, group: Group) -> bool:
-        with self._db.read() as tx:
-            row = checkpoints.lookup(tx, group.model, group.path)
+
+def _sight(group: Group, finding: Finding) -> Sight | None:
+    """What a row says of it; None: there is none."""
+    match finding:
+        case Waits(reason=reason, seen=seen, needs_person=needs_person):
+            state = CheckpointState.WAITING
+        case Refused(reason=reason, seen=seen):
+            state, needs_person = CheckpointState.REFUSED, True
+        case _:
+            return None
+    return Sight(group.model, group.path, state, limits.prose(reason), seen, needs_person)
+
+
+def _is_news(row: Checkpoint | None, sight: Sight | None) -> bool:
+    if sight is None:  # gone, and what versions came from stays
         return row is not None and row.state != CheckpointState.COMPLETE
+    return row is None or not sight.is_told_by(row)

@@ -39,6 +39,7 @@ _PENDING = 1000
 _AT_ONCE = 10_000
 """Differences of models with few that one listing tells as it finds them; of all others as many, written last."""
 _FEW = 10
+"""Differences of a model that are told as they are found, while there is room: the more it has, the less of it."""
 _AGAIN = 1000
 """Waiting ones that one listing asks to look at although nothing changed: each in its turn."""
 _PREFIXES = 1000
@@ -260,8 +261,12 @@ class _Differences:
         self._tell(self._late)
 
     def _next(self) -> None:
-        """The model has no more. One with few is told at once; a crowd waits until all of it was seen."""
-        if not self._many and self.count < _AT_ONCE:
+        """The model has no more. One with few is told at once; a crowd waits until all of it was seen.
+
+        Thousands of models with ten each leave room for those with one.
+        """
+        room = _AT_ONCE * (1 - (len(self._model) - 1) / _FEW)
+        if not self._many and self.count < room:
             self._tell(self._model)
         self._put_off()
         self._many = False

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from weighbridge.daemon.fair import FairQueue
+from weighbridge.daemon.lanes import HANGS, Lanes
 from weighbridge.daemon.layout import Group
 
 REST = 0.01
@@ -76,6 +77,8 @@ class _State:
     """The listing that found it: those of one are looked at in the listing's order."""
     placed: bool = False
     """It was found whole, and is to be recorded."""
+    hung: bool = False
+    """Its last look took long: the store does not answer for this one."""
     queued: bool = False
     """It is due, and in the queue of its urgency."""
 
@@ -103,7 +106,8 @@ class Looks:
         self._states: dict[Group, _State] = {}
         self._heap: list[tuple[float, Group]] = []
         self._queues = {urgency: FairQueue(CAPACITY) for urgency in Urgency}
-        self._turn, self._queued, self._in_hand, self._since = 0, 0, 0, 0.0
+        self._turn, self._queued, self._since, self._paced = 0, 0, 0.0, 0.0
+        self._lanes = Lanes()
         self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._lock = threading.Lock()
 
@@ -141,35 +145,41 @@ class Looks:
             self._schedule(group, state, max(now, state.rested))
 
     def take(self, now: float) -> Group | None:
-        """Return a due group, now in the caller's hand, or None."""
+        """Return a due group, now in the caller's hand; None where there is none, or no lane for it yet."""
         with self._lock:
             self._queue(now)
-            while self._queued:
-                self._turn += 1
-                share = _SHARES[self._turn % len(_SHARES)]
-                urgency = share if self._queues[share] else next(one for one in Urgency if self._queues[one])
+            while self._lanes.free_at() <= now and (urgency := self._whose_turn(now)) is not None:
                 group = self._queues[urgency].take()
                 state = None if group is None else self._states.get(group)
                 if group is None or state is None or not state.queued or state.urgency != urgency:
                     continue  # it was queued again, more urgently
                 self._queued -= 1
-                self._in_hand += 1
-                state.queued, state.in_hand, state.due, state.taken = False, True, float("inf"), now
+                state.queued, state.due = False, float("inf")
+                if not self._lanes.admits(group, now, hung=state.hung):
+                    self._schedule(group, state, now + 2 * HANGS)
+                    continue
+                self._lanes.begin(group, now, hung=state.hung)
+                state.in_hand, state.taken = True, now
                 if state.open:
                     self._lines[group.model].looked.add(group)
                 return group
         return None
 
+    def spent(self, seconds: float, now: float) -> None:
+        """Looks took so much of the processor: those that nobody waits for rest for as long, and leave it to others."""
+        with self._lock:
+            self._paced = max(self._paced, now) + seconds
+
     def again(self, group: Group, now: float) -> None:
         """It waits: put it back, to be looked at after its pause or when a hint comes (or came meanwhile)."""
         with self._lock:
             state = self._states[group]
+            self._end(group, state, now)
             unchanged = state.due == float("inf")
             if unchanged:
                 self._close(group, state)
                 state.urgency, state.batch = Urgency.AGAIN, None
-                if len(self._states) - self._queued - self._in_hand >= PARKED:
-                    self._in_hand -= 1
+                if len(self._states) - self._queued - len(self._lanes) > PARKED:
                     del self._states[group]
                     return
             self._put_back(group, state, now, min(state.due, now + state.pause))
@@ -188,15 +198,26 @@ class Looks:
             if now - state.ready >= PATIENCE:
                 return 0.0
             if line.count > CROWD:
-                return self._older_looked(line, order, state.ready)
+                return self._older_looked(line, order, state.ready, now)
             first = next((one for one in line.unknown if self._states[one].hinted <= state.ready), None)
             if first is None and line.known[0][0] < order:
                 first = line.known[0][1]
-            if first is None:
+            if first is None or (self._hangs(first, now) and (first := self._next(line, state, order, now)) is None):
                 return 0.0
             self._hasten(first, Urgency.TOLD, None)  # somebody waits for it
             pause = self._states[first].due - now
             return min(max(pause, REST), self._first) if pause < float("inf") else REST * 2
+
+    def _hangs(self, group: Group, now: float) -> bool:
+        """Nobody waits for one that the store does not answer for: that may take minutes."""
+        state = self._states[group]
+        return not state.placed and (state.hung or self._lanes.hangs(group, now))
+
+    def _next(self, line: _Line, state: _State, order: Order, now: float) -> Group | None:
+        """What is in the way of a group with this order beside those that hang."""
+        older = (one for place, one in line.known if place < order and self._is_at(one, place))
+        unknown = (one for one in line.unknown if self._states[one].hinted <= (state.ready or now))
+        return next((one for one in (*unknown, *older) if not self._hangs(one, now)), None)
 
     def _hasten(self, group: Group, urgency: Urgency, batch: int | None) -> None:
         """Give it a higher urgency, if this is one."""
@@ -206,12 +227,13 @@ class Looks:
             if state.queued:
                 self._enqueue(group, state)
 
-    def _older_looked(self, line: _Line, order: Order, ready: float) -> float:
+    def _older_looked(self, line: _Line, order: Order, ready: float, now: float) -> float:
         """The same in a crowd, whose order nobody can wait for: what is whole, or was looked at at that moment."""
         for one in line.looked:
             state = self._states[one]
             older = state.order is None or state.order < order
-            if older and (state.placed or (state.in_hand and state.taken <= ready)):
+            asked = state.in_hand and state.taken <= ready and not self._hangs(one, now)
+            if older and (state.placed or asked):
                 return self._first if state.placed else REST * 2
         return 0.0
 
@@ -234,14 +256,15 @@ class Looks:
         """Put it back, to be looked at in `seconds` at the latest; its pauses stay as they are."""
         with self._lock:
             state = self._states[group]
+            self._end(group, state, now)
             self._put_back(group, state, now, min(state.due, now + seconds))
 
     def forget(self, group: Group, now: float) -> None:
         """It is decided: no further look, unless a hint came meanwhile."""
         with self._lock:
             state = self._states[group]
+            self._end(group, state, now)
             if state.due == float("inf"):
-                self._in_hand -= 1
                 del self._states[group]
                 self._close(group, state)
             else:
@@ -249,16 +272,26 @@ class Looks:
                 self._put_back(group, state, now, state.due)
 
     def next_due(self) -> float:
-        """When the next group is due; infinity when none is."""
+        """When the next group is due, and has a lane; infinity when none is."""
         with self._lock:
+            begins = float("inf")
             if self._queued:
-                return self._since
+                paced = self._since if self._queues[Urgency.TOLD] else self._paced
+                begins = max(self._since, paced, self._lanes.free_at())
             while self._heap:
                 due, group = self._heap[0]
                 if self._waits_until(group, due):
-                    return due
+                    return min(due, begins)
                 heapq.heappop(self._heap)
-        return float("inf")
+        return begins
+
+    def _whose_turn(self, now: float) -> Urgency | None:
+        """The urgency of the next look; None where nothing is due, or may be yet."""
+        self._turn += 1
+        share = _SHARES[self._turn % len(_SHARES)]
+        if now < self._paced:
+            return Urgency.TOLD if self._queues[Urgency.TOLD] else None
+        return share if self._queues[share] else next((one for one in Urgency if self._queues[one]), None)
 
     def _waits_until(self, group: Group, due: float) -> bool:
         state = self._states.get(group)
@@ -325,9 +358,12 @@ class Looks:
         state = self._states.get(group)
         return state is not None and state.open and state.order == place
 
+    def _end(self, group: Group, state: _State, now: float) -> None:
+        state.hung = self._lanes.end(group, now)
+        state.in_hand = False
+
     def _put_back(self, group: Group, state: _State, now: float, due: float) -> None:
-        self._in_hand -= 1
-        state.in_hand, state.due = False, float("inf")
+        state.due = float("inf")
         state.rested = now + max(REST, now - state.taken)
         self._schedule(group, state, max(due, state.rested))
 

@@ -69,7 +69,7 @@ class Loop:
     def __init__(self, step: Step, *, threads: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = step.name
         self.step, self._clock = step, clock
-        self._wake, self._stop, self._lock = threading.Event(), threading.Event(), threading.Lock()
+        self._bell, self._stop, self._lock = _Bell(), threading.Event(), threading.Lock()
         self._due = clock()
         self._failing, self._backoff, self._since = "", 0.0, 0.0
         self._threads = [
@@ -88,13 +88,13 @@ class Loop:
             thread.start()
 
     def wake(self) -> None:
-        """Turn as soon as possible; at least one turn begins after this."""
-        self._wake.set()
+        """Turn as soon as possible; at least one turn begins after this, in one thread that rests."""
+        self._bell.ring()
 
     def stop(self) -> None:
         """Ask it to end; does not wait."""
         self._stop.set()
-        self._wake.set()
+        self._bell.ring(for_all=True)
 
     def join(self, deadline: float) -> bool:
         """Wait for its end until the clock says `deadline`; False when it still runs."""
@@ -140,5 +140,23 @@ class Loop:
                 # Bells do not shorten a backoff: they would make it a busy loop.
                 self._stop.wait(pause)
             elif pause > 0:
-                self._wake.wait(pause)
-            self._wake.clear()
+                self._bell.wait(pause)
+
+
+class _Bell:
+    """Wakes one of those that wait, so that a hint costs one turn and not one of every thread; or all, for good."""
+
+    def __init__(self) -> None:
+        self._rings = threading.Condition()
+        self._rung, self._for_all = False, False
+
+    def ring(self, *, for_all: bool = False) -> None:
+        with self._rings:
+            self._rung, self._for_all = True, self._for_all or for_all
+            self._rings.notify_all() if for_all else self._rings.notify()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a ring that nobody has answered, for so many seconds at most."""
+        with self._rings:
+            self._rings.wait_for(lambda: self._rung, seconds)
+            self._rung = self._for_all

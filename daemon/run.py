@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from weighbridge.daemon import systemd
+from weighbridge.daemon import lanes, systemd
 from weighbridge.daemon.dispatch import Dispatch
 from weighbridge.daemon.intake import Intake
 from weighbridge.daemon.judging import Judging
@@ -43,8 +44,9 @@ from weighbridge.workers.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
-LOOK_THREADS = 4
-"""Looks at once: they wait for the store most of the time."""
+_SWITCH_SECONDS = 0.0005
+"""Longest turn of one thread where others wait for theirs. By default it is ten times as long: then a look, which asks
+the store and the database some fifty times, waits behind a listing's and other looks' turns for up to a second."""
 READ_THREADS = 2
 """Checkpoints that were touched, read at once."""
 STOP_SECONDS = 10.0
@@ -91,6 +93,7 @@ class Daemon:
             rescan=lambda prefix: self.listing.request(prefix),
             judged=lambda model: self.judging.changed(model),
             wake=lambda: self._looking.wake(),
+            processor=time.thread_time,
         )
         self.listing = Listing(
             store,
@@ -121,7 +124,7 @@ class Daemon:
             lease_seconds=needs.worker.lease_seconds,
         )
         sequencer = Sequencer(db, notifier, owner, poll_seconds=settings.poll_seconds)
-        self._looking, self._listing = Loop(self.intake, threads=LOOK_THREADS), Loop(self.listing)
+        self._looking, self._listing = Loop(self.intake, threads=lanes.THREADS), Loop(self.listing)
         self._rescan = Loop(self.listing.below)
         self._reading, self._judging = Loop(reading, threads=READ_THREADS), Loop(self.judging)
         self._dispatch, self._sequencer = Loop(dispatch), Loop(sequencer)
@@ -183,6 +186,7 @@ class Daemon:
 def run(needs: DaemonNeeds) -> int:
     """Run until SIGTERM or SIGINT; the exit status. What is away at the start is waited for, with a clear message."""
     stop = threading.Event()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with _signals(stop), contextlib.ExitStack() as parts:
         db = Database(needs.database_url)
         parts.callback(db.close)

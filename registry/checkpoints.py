@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, select, tuple_
 from sqlmodel import col
 
 from weighbridge import limits
 from weighbridge.registry import events
-from weighbridge.registry.db import Session, clock, insert_or_skip
+from weighbridge.registry.db import Session, clock, insert_into, insert_or_skip
 from weighbridge.registry.lifecycle import CheckpointState
 from weighbridge.registry.models import Checkpoint, Version
 
 _READER = "intake"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What was seen at a path that is no version (yet). The reason is as it is stored."""
+
+    model: str
+    path: str
+    state: CheckpointState
+    reason: str
+    seen: str
+    needs_person: bool
+
+    def is_told_by(self, row: Checkpoint) -> bool:
+        """Whether the row says the same already."""
+        return not row.proof and all(getattr(row, name) == getattr(self, name) for name in _SEEN)
+
+
+_SEEN = ("state", "reason", "seen", "needs_person")
+
+
+def first_seen(tx: Session, sights: Sequence[Sight]) -> set[tuple[str, str]]:
+    """Write rows of paths that were never seen, with an event each, all at once: there may be a million of them.
+
+    Return the (model, path) of those that somebody else saw first: they are left as they are.
+    """
+    insert = insert_into(tx, Checkpoint).on_conflict_do_nothing()
+    told = insert.returning(col(Checkpoint.id), col(Checkpoint.model), col(Checkpoint.path))
+    rows = [Checkpoint(**asdict(one)).model_dump(exclude_none=True) for one in sights]
+    ids = {(model, path): id_ for id_, model, path in tx.execute(told, rows)} if rows else {}
+    for one in sights:
+        if (id_ := ids.get((one.model, one.path))) is not None:
+            _tell(tx, f"checkpoint:{id_}", one, before={})
+    return {(one.model, one.path) for one in sights} - ids.keys()
+
+
+def known(tx: Session, places: Collection[tuple[str, str]]) -> dict[tuple[str, str], Checkpoint]:
+    """The rows of those of these (model, path) that were seen before."""
+    is_one = tuple_(col(Checkpoint.model), col(Checkpoint.path)).in_(places)
+    return {(row.model, row.path): row for row in tx.scalars(select(Checkpoint).where(is_one))}
 
 
 def waiting(
@@ -76,19 +117,23 @@ def mark(
         row.revision += 1
         row.updated_at = clock(tx)
         tx.flush()
-    after = {"state": str(state), "reason": reason}
-    if before != after and state is not CheckpointState.COMPLETE:
-        events.record(
-            tx,
-            f"checkpoint.{state}",
-            model=model,
-            subject=f"checkpoint:{row.id}",
-            before=before,
-            after={**after, "path": path},
-            actor=actor,
-            reason=reason,
-        )
+    if before != {"state": state, "reason": reason} and state is not CheckpointState.COMPLETE:
+        sight = Sight(model, path, state, reason, seen, needs_person)
+        _tell(tx, f"checkpoint:{row.id}", sight, before=before, actor=actor)
     return row
+
+
+def _tell(tx: Session, subject: str, sight: Sight, *, before: Mapping[str, Any], actor: str = _READER) -> None:
+    events.record(
+        tx,
+        f"checkpoint.{sight.state}",
+        model=sight.model,
+        subject=subject,
+        before=before,
+        after={"state": str(sight.state), "reason": sight.reason, "path": sight.path},
+        actor=actor,
+        reason=sight.reason,
+    )
 
 
 def lookup(tx: Session, model: str, path: str, *, lock: bool = False) -> Checkpoint | None:

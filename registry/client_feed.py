@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
@@ -151,15 +150,11 @@ def _newest(http: Http, model: str, path: str) -> Version | None:
 def _meant(model: str, path: str) -> str:
     """What may be wrong with a path that was never seen, in words; empty where nothing is."""
     folders = path.removesuffix("/").split("/")[:-1]
-    if "" in folders or _nfc(model) not in map(_nfc, folders):
+    if "" in folders or names.composed(model) not in map(names.composed, folders):
         return f"; it does not lie in the folder of {model}: give its key in the bucket, such as '{model}/run-1/'"
     if not path.endswith("/") and not names.is_candidate(path):
         return f"; it is no file of weights, and a folder's path ends with a slash: {path + '/'!r}"
     return ""
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _checkpoint(http: Http, model: str, path: str) -> Checkpoint | None:

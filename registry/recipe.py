@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from weighbridge import limits
 from weighbridge.registry.caps import Caps, within
 from weighbridge.registry.errors import InvalidRecipe
+from weighbridge.storage.names import composed
 
 
 class _Strict(BaseModel):
@@ -317,7 +318,7 @@ class Recipe(_Strict):
 class Policy(Caps):
     """What no recipe weakens, for the models whose name matches `model` (a shell pattern). The operator's."""
 
-    model: str = "*"
+    model: Annotated[str, AfterValidator(composed)] = "*"
     programs: tuple[str, ...] = ("template:*",)
     """Patterns of allowed programs: `template:NAME`, `factory:package.module:name`. A factory must be named here."""
     gates: tuple[Gate, ...] = ()

@@ -6,13 +6,16 @@ Times are ISO 8601 in UTC. A test compares the fields with the tables'.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from weighbridge import limits
+from weighbridge.storage.names import composed
 
 T = TypeVar("T")
+ModelName = Annotated[limits.ModelName, AfterValidator(composed)]
+"""In whichever spelling it is sent: in the registry it has one."""
 
 
 class Wire(BaseModel):
@@ -403,7 +406,7 @@ class ObservedSlot(Sent):
 
 
 class ObservedModel(Sent):
-    model: limits.ModelName
+    model: ModelName
     generation: limits.Count
     """The generation these slots are of."""
     slots: list[ObservedSlot] = Field(max_length=limits.ENTRIES)
@@ -484,7 +487,7 @@ class RolloutStart(Sent):
     """Start a rollout by hand. `version`: a number, an alias or `latest`; without it the newest ready one. `settings`
     override the recipe's rollout part, within the operator's policy."""
 
-    model: limits.ModelName
+    model: ModelName
     version: limits.Count | limits.Name | None = None
     variant: limits.Id | None = None
     """For every kind of host; None: each kind gets what is measured to be best for it."""

@@ -284,8 +284,8 @@ class _Assessment:
         parent, slash, name = path.rpartition("/")
         if isinstance(self._store, LocalPath):
             # By name: listing a folder on disk means reading all of it, and it may hold a million files.
-            folder = self._store.local_path(path).parent
-            there = (other for other in names.marking(name) if os.path.lexists(folder / other))
+            folder = str(self._store.local_path(path).parent)
+            there = (other for other in names.marking(name) if os.path.lexists(f"{folder}/{other}"))
             return next((parent + slash + other for other in there), None)
         starts = f"{path}." if self._path.endswith("/") else path, f"{path.removesuffix(names.SAFETENSORS)}-unfinished"
         for start in starts:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -36,11 +36,13 @@ class FolderStore:
     """The files under `root`; storage.walk has the rule about links.
 
     With `create` the root is made when it is missing; otherwise a missing root is BucketNotFound, also later on: a
-    folder that was unmounted must not be taken for an empty one. `durable` syncs every put to the disk.
+    folder that was unmounted must not be taken for an empty one. `durable` syncs every put to the disk. `used` is
+    the folder in it that this process may be limited to: `check` asks for nothing else.
     """
 
-    def __init__(self, root: Path | str, *, create: bool = False, durable: bool = True) -> None:
+    def __init__(self, root: Path | str, *, create: bool = False, durable: bool = True, used: str = "") -> None:
         self.root = Path(os.path.abspath(root))
+        self._used = used.strip("/")
         self._durable = durable
         self._leases = OptionalCall(
             str(self.root), "see who has a file open for writing", without="files must be quiet for a while instead"
@@ -59,8 +61,8 @@ class FolderStore:
 
     def check(self) -> None:
         self._real_root()
-        with self._errors(None):
-            os.scandir(self.root).close()
+        with self._errors(None), suppress(FileNotFoundError):
+            os.scandir(self.root / self._used).close()
 
     def free_bytes(self) -> int:
         """What is free on the disk for one without privileges."""

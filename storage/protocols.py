@@ -213,7 +213,7 @@ class Move(Protocol):
 
 class Check(Protocol):
     def check(self) -> None:
-        """Prove that the store answers. Raises AccessDenied, BucketNotFound or StorageUnavailable."""
+        """Prove that the store answers where it is used. Raises AccessDenied, BucketNotFound or StorageUnavailable."""
         ...
 
 

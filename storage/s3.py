@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import boto3.session
+import botocore.session
 from botocore.config import Config
+from botocore.utils import parse_timestamp
 
+from weighbridge import limits
 from weighbridge.storage import multipart
-from weighbridge.storage.errors import EmptyRange, NotSupported, ObjectNotFound, PreconditionFailed
+from weighbridge.storage.errors import EmptyRange, NotSupported, ObjectNotFound, PreconditionFailed, StorageError
 from weighbridge.storage.keys import check_key, check_prefix, fault, is_valid, where_faulty
 from weighbridge.storage.listing import check_folder, objects_of
 from weighbridge.storage.optional import OptionalCall
@@ -33,17 +36,24 @@ if TYPE_CHECKING:
 class S3Store:
     """The objects of `bucket` under `prefix`. Thread-safe; make it after a fork, not before.
 
-    Stores of one endpoint may share a `client` (one takes 0.1 s to make).
+    Stores of one endpoint may share a `client` (one takes 0.1 s to make). `used` is the folder in it that the keys may
+    be limited to: `check` asks for nothing else.
     """
 
     def __init__(
-        self, bucket: str, prefix: str = "", options: S3Options | None = None, *, client: S3Client | None = None
+        self,
+        bucket: str,
+        prefix: str = "",
+        options: S3Options | None = None,
+        *,
+        client: S3Client | None = None,
+        used: str = "",
     ) -> None:
         self.bucket = bucket
         self.prefix = f"{check_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self._options = options or S3Options()
         self.client = client or new_client(self._options)
-        self._calls = S3Calls(self.client, bucket, self.prefix, self.url)
+        self._calls = S3Calls(self.client, bucket, self.prefix, self.url, used)
 
     @property
     def optional(self) -> Sequence[OptionalCall]:
@@ -198,6 +208,8 @@ class S3Store:
         if rule := fault(key):
             # Consoles put an empty object for a folder; it holds nothing.
             return PassedOver(where_faulty(key), f"its key cannot be used: {rule}") if size else None
+        if not isinstance(item["LastModified"], datetime):
+            return PassedOver(key, _undated(item["LastModified"]))
         return _info(key, size, item)
 
     def _translated(self, key: str) -> Any:
@@ -206,7 +218,10 @@ class S3Store:
 
 def new_client(options: S3Options) -> S3Client:
     """A boto3 client with these options. Makes no request."""
+    core = botocore.session.Session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
     session = boto3.session.Session(
+        botocore_session=core,
         aws_access_key_id=_plain(options.access_key),
         aws_secret_access_key=_plain(options.secret_key),
         aws_session_token=_plain(options.session_token),
@@ -232,9 +247,25 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 def _info(key: str, size: int, answer: Any, version: str | None = None) -> ObjectInfo:
-    # Whole seconds: a HEAD knows no more, and one content must not have two times.
-    modified = answer["LastModified"].astimezone(UTC).replace(microsecond=0)
+    """Raises StorageError for a date that is none."""
+    modified = answer["LastModified"]
+    if not isinstance(modified, datetime):
+        raise StorageError(f"{key}: {_undated(modified)}", key=key)
     return ObjectInfo(key, size, answer["ETag"].strip('"'), modified, version)
+
+
+def _moment(text: Any) -> datetime | str:
+    """A date of an answer; as it stands where no calendar has it, so that it costs its own object and no listing."""
+    try:
+        # Whole seconds: a HEAD knows no more, and one content must not have two times.
+        moment = parse_timestamp(text).astimezone(UTC).replace(microsecond=0)
+    except (ValueError, OverflowError, OSError, RuntimeError):  # botocore raises all of them
+        return str(text)
+    return moment if datetime.min.year < moment.year < datetime.max.year else str(text)
+
+
+def _undated(said: object) -> str:
+    return f"the store says that it was written at {limits.quoted(str(said))}, which is no date: copy it onto itself"
 
 
 def _version(answer: Any) -> str | None:

@@ -29,10 +29,14 @@ Request = dict[str, Any]
 
 
 class S3Calls:
-    """The calls of `bucket`, for keys below `prefix`. Every one raises StorageError and its kinds."""
+    """The calls of `bucket`, for keys below `prefix`. Every one raises StorageError and its kinds.
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str, url: str) -> None:
+    `used` is the folder of it that the keys may be limited to.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str, url: str, used: str = "") -> None:
         self.client, self.bucket, self.prefix, self.url = client, bucket, prefix, url
+        self._used = prefix + (f"{used.strip('/')}/" if used.strip("/") else "")
         self.uploads = OptionalCall(
             url,
             "list unfinished multipart uploads",
@@ -70,7 +74,7 @@ class S3Calls:
 
     def check(self) -> None:
         with translated(self.url):
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._used, MaxKeys=1)
 
     def prove_bucket(self) -> None:
         """Raise BucketNotFound where it is the bucket that is missing. One that keys may not ask for is there."""

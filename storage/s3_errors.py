@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from weighbridge.storage.errors import (
     AccessDenied,
@@ -73,7 +74,7 @@ def translated(url: str, key: str | None = None) -> Iterator[None]:
         raise AccessDenied(f"{what}: no usable credentials were found", key=key) from error
     except _UNREACHABLE as error:
         raise StorageUnavailable(f"{what}: {_plain(error)}", key=key) from error
-    except boto.BotoCoreError as error:
+    except (boto.BotoCoreError, ResponseParserError) as error:
         raise StorageError(f"{what}: {_plain(error)}", key=key) from error
 
 

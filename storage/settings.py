@@ -53,13 +53,13 @@ class StorageSettings(BaseModel):
         """The watched store. Makes no request; `create` makes a missing folder. Raises StorageError."""
         from weighbridge.storage.urls import open_store
 
-        return open_store(self.url, self.s3, create=create)
+        return open_store(self.url, self.s3, create=create, used=self.prefix)
 
     def open_artifacts(self, *, create: bool = False) -> Store:
         """The store that artifacts are written to, below `artifacts_prefix`. Raises StorageError."""
         from weighbridge.storage.urls import open_store
 
-        return open_store(self.artifacts or self.url, self.artifacts_options, create=create)
+        return open_store(self.artifacts or self.url, self.artifacts_options, create=create, used=self.artifacts_prefix)
 
     @property
     def artifacts_options(self) -> S3Options:

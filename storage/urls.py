@@ -18,15 +18,18 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _ESCAPED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
-def open_store(url: str, options: S3Options | None = None, *, create: bool = False, below: str = "") -> Store:
+def open_store(
+    url: str, options: S3Options | None = None, *, create: bool = False, below: str = "", used: str = ""
+) -> Store:
     """Return the store of `memory://name`, `file:///path`, a plain path, or `s3://bucket/prefix`.
 
-    `below` is a folder in it, as it is spelled there, in which the store begins. Makes no request; `create` makes a
-    missing folder. Raises StorageError for another URL, naming the part that has no meaning, MissingDependency.
+    `below` is a folder in it, as it is spelled there, in which the store begins; `used` is the folder of it that the
+    keys may be limited to. Makes no request; `create` makes a missing folder. Raises StorageError for another URL,
+    naming the part that has no meaning, MissingDependency.
     """
     scheme = _SCHEME.match(url)
     if scheme is None or not (scheme[2] or scheme[1].lower() in _OURS):
-        return FolderStore(_path(url) / below, create=create)
+        return FolderStore(_path(url) / below, create=create, used=used)
     if fault := _unprintable(url) or (None if scheme[2] else f"it needs '//' after {scheme[1]}:"):
         raise _unusable(scheme[1], fault)
     try:
@@ -39,9 +42,10 @@ def open_store(url: str, options: S3Options | None = None, *, create: bool = Fal
         case "memory":
             return MemoryStore.named("/".join(filter(None, (parts.netloc + parts.path, below))))
         case "file":
-            return FolderStore(_path(unquote(parts.path, errors="surrogateescape")) / below, create=create)
+            root = _path(unquote(parts.path, errors="surrogateescape")) / below
+            return FolderStore(root, create=create, used=used)
         case _:
-            return _s3(parts.netloc, "/".join(filter(None, (parts.path.strip("/"), below))), options)
+            return _s3(parts.netloc, "/".join(filter(None, (parts.path.strip("/"), below))), options, used)
 
 
 def _path(text: str) -> Path:
@@ -97,9 +101,9 @@ def _memory_fault(parts: SplitResult) -> str | None:
     return None if parts.netloc or parts.path else "it has no name"
 
 
-def _s3(bucket: str, prefix: str, options: S3Options | None) -> Store:
+def _s3(bucket: str, prefix: str, options: S3Options | None, used: str) -> Store:
     try:
         from weighbridge.storage.s3 import S3Store
     except ModuleNotFoundError as error:
         raise MissingDependency("s3:// needs boto3: pip install 'weighbridge[s3]'") from error
-    return S3Store(bucket, prefix, options)
+    return S3Store(bucket, prefix, options, used=used)

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Query, Request
 
 from weighbridge import limits
+from weighbridge.registry import schemas
 from weighbridge.registry.api.bodies import Held
 from weighbridge.registry.api.calls import Calls
 from weighbridge.registry.api.pulse import Pulse
@@ -17,7 +18,6 @@ from weighbridge.registry.db import Database, Session
 from weighbridge.registry.errors import Invalid, Malformed, NotFound
 from weighbridge.registry.notify import Notifier
 from weighbridge.registry.recipe import Policy
-from weighbridge.registry.schemas import StoreAddress
 from weighbridge.registry.settings import RegistrySettings
 from weighbridge.storage.blobs import Blobs
 
@@ -35,7 +35,7 @@ class Context:
     pulse: Pulse
     held: Held
     calls: Calls
-    store: StoreAddress | None = None
+    store: schemas.StoreAddress | None = None
     """Where publishers publish."""
 
     @contextlib.contextmanager
@@ -89,7 +89,8 @@ Limit = Annotated[int, Depends(_limit)]
 Cursor = Annotated[limits.Text, Query(max_length=limits.NAME, description="`next` of the page before.")]
 NumberCursor = Annotated[int | None, Query(ge=0, le=limits.BYTES, description="`next` of the page before.")]
 Name = Annotated[limits.Text, Path(min_length=1, max_length=limits.NAME)]
-ModelFilter = Annotated[limits.Text | None, Query(max_length=limits.MODEL)]
+ModelName = Annotated[schemas.ModelName, Path(min_length=1)]
+ModelFilter = Annotated[schemas.ModelName | None, Query()]
 Selector = Annotated[str, Depends(_selector)]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 RowId = Annotated[int, Path(ge=1, le=limits.COUNT)]

@@ -9,7 +9,7 @@ from sqlmodel import col
 from weighbridge.registry import aliases, catalog, schemas, tags, versions
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Publisher, Reader
-from weighbridge.registry.api.context import Ctx, Cursor, Limit, Name, Revision, Selector
+from weighbridge.registry.api.context import Ctx, Cursor, Limit, ModelName, Name, Revision, Selector
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.models import Alias
 
@@ -24,7 +24,7 @@ def list_models(ctx: Ctx, _: Reader, limit: Limit, after: Cursor = "") -> schema
 
 
 @router.get("/{model}")
-def get_model(ctx: Ctx, _: Reader, model: Name, response: Response) -> schemas.Model:
+def get_model(ctx: Ctx, _: Reader, model: ModelName, response: Response) -> schemas.Model:
     with ctx.db.read() as tx:
         found = views.models(tx, [catalog.get(tx, model)])[0]
     response.headers["etag"] = f'"{found.revision}"'
@@ -32,7 +32,9 @@ def get_model(ctx: Ctx, _: Reader, model: Name, response: Response) -> schemas.M
 
 
 @router.get("/{model}/aliases")
-def list_aliases(ctx: Ctx, _: Reader, model: Name, limit: Limit, after: Cursor = "") -> schemas.Page[schemas.Alias]:
+def list_aliases(
+    ctx: Ctx, _: Reader, model: ModelName, limit: Limit, after: Cursor = ""
+) -> schemas.Page[schemas.Alias]:
     with ctx.db.read() as tx:
         mine = select(Alias).where(col(Alias.model_id) == catalog.get(tx, model).id, col(Alias.name) > after)
         rows = tx.scalars(mine.order_by(col(Alias.name)).limit(limit)).all()
@@ -44,7 +46,7 @@ def list_aliases(ctx: Ctx, _: Reader, model: Name, limit: Limit, after: Cursor =
 def set_alias(
     ctx: Ctx,
     who: Approver,
-    model: Name,
+    model: ModelName,
     alias: Name,
     target: schemas.AliasTarget,
     revision: Revision,
@@ -60,26 +62,26 @@ def set_alias(
 
 
 @router.delete("/{model}/aliases/{alias}", status_code=204)
-def delete_alias(ctx: Ctx, who: Approver, model: Name, alias: Name, revision: Revision) -> None:
+def delete_alias(ctx: Ctx, who: Approver, model: ModelName, alias: Name, revision: Revision) -> None:
     with ctx.change() as tx:
         aliases.delete_alias(tx, model, alias, actor=who.name, expected_revision=revision)
 
 
 @router.put("/{model}/tags/{key}", status_code=204)
-def set_tag(ctx: Ctx, who: Publisher, model: Name, key: Name, tag: schemas.TagValue) -> None:
+def set_tag(ctx: Ctx, who: Publisher, model: ModelName, key: Name, tag: schemas.TagValue) -> None:
     with ctx.change() as tx:
         tags.set_tag(tx, model, 0, key, tag.value, actor=who.name)
 
 
 @router.delete("/{model}/tags/{key}", status_code=204)
-def delete_tag(ctx: Ctx, who: Publisher, model: Name, key: Name) -> None:
+def delete_tag(ctx: Ctx, who: Publisher, model: ModelName, key: Name) -> None:
     with ctx.change() as tx:
         tags.delete_tag(tx, model, 0, key, actor=who.name)
 
 
 @router.put("/{model}/versions/{selector}/tags/{key}", status_code=204)
 def set_version_tag(
-    ctx: Ctx, who: Publisher, model: Name, selector: Selector, key: Name, tag: schemas.TagValue
+    ctx: Ctx, who: Publisher, model: ModelName, selector: Selector, key: Name, tag: schemas.TagValue
 ) -> None:
     with ctx.change() as tx:
         number = versions.get(tx, model, selector).number
@@ -87,6 +89,6 @@ def set_version_tag(
 
 
 @router.delete("/{model}/versions/{selector}/tags/{key}", status_code=204)
-def delete_version_tag(ctx: Ctx, who: Publisher, model: Name, selector: Selector, key: Name) -> None:
+def delete_version_tag(ctx: Ctx, who: Publisher, model: ModelName, selector: Selector, key: Name) -> None:
     with ctx.change() as tx:
         tags.delete_tag(tx, model, versions.get(tx, model, selector).number, key, actor=who.name)

@@ -11,7 +11,7 @@ from weighbridge import limits
 from weighbridge.registry import benchmarks, events, placement, schemas, variants, versions, workers_seen
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Reader
-from weighbridge.registry.api.context import Ctx, Limit, Name, NumberCursor, Selector
+from weighbridge.registry.api.context import Ctx, Limit, ModelName, Name, NumberCursor, Selector
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.models import Host, Variant
 
@@ -22,7 +22,7 @@ _TensorCursor = Annotated[limits.Text, Query(max_length=limits.TENSOR, descripti
 
 @router.get("/models/{model}/versions/{selector}/variants/{name}/tensors")
 def list_tensors(
-    ctx: Ctx, _: Reader, model: Name, selector: Selector, name: Name, limit: Limit, after: _TensorCursor = ""
+    ctx: Ctx, _: Reader, model: ModelName, selector: Selector, name: Name, limit: Limit, after: _TensorCursor = ""
 ) -> schemas.Page[schemas.VariantTensor]:
     """What became of every tensor of a variant, by name; those of the original are as they came, and not listed."""
     with ctx.db.read() as tx:
@@ -35,7 +35,7 @@ def list_tensors(
 
 @router.get("/models/{model}/versions/{selector}/benchmarks")
 def list_benchmarks(
-    ctx: Ctx, _: Reader, model: Name, selector: Selector, limit: Limit, after: NumberCursor = None
+    ctx: Ctx, _: Reader, model: ModelName, selector: Selector, limit: Limit, after: NumberCursor = None
 ) -> schemas.Page[schemas.VariantBenchmark]:
     """Every measurement of the version's variants, invalid ones too, newest first."""
     with ctx.db.read() as tx:
@@ -45,7 +45,7 @@ def list_benchmarks(
 
 
 @router.get("/models/{model}/versions/{selector}/choices")
-def list_choices(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[schemas.Choice]:
+def list_choices(ctx: Ctx, _: Reader, model: ModelName, selector: Selector) -> list[schemas.Choice]:
     """Which variant each kind of host gets, and why: the kinds of enrolled hosts, of workers, and those measured.
 
     409 while the version's original is not ready.
@@ -60,7 +60,7 @@ def list_choices(ctx: Ctx, _: Reader, model: Name, selector: Selector) -> list[s
 
 @router.post("/models/{model}/versions/{selector}/benchmarks/retry")
 def retry_benchmarks(
-    ctx: Ctx, who: Approver, model: Name, selector: Selector, variant: Annotated[limits.Id | None, Query()] = None
+    ctx: Ctx, who: Approver, model: ModelName, selector: Selector, variant: Annotated[limits.Id | None, Query()] = None
 ) -> list[schemas.Job]:
     """Measure the version's variants, or one of them, again on every kind of device; the jobs that do it.
 

@@ -13,7 +13,7 @@ from weighbridge import limits
 from weighbridge.registry import archiving, schemas, versions
 from weighbridge.registry.api import pages, views
 from weighbridge.registry.api.auth import Approver, Publisher, Reader
-from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, Name, NumberCursor, Selector
+from weighbridge.registry.api.context import Ctx, Limit, ModelFilter, ModelName, NumberCursor, Selector
 from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.lifecycle import VersionStatus
 from weighbridge.registry.models import Model, Version
@@ -48,7 +48,7 @@ def list_versions(
 
 
 @router.get("/models/{model}/versions/{selector}")
-def get_version(ctx: Ctx, _: Reader, model: Name, selector: Selector, response: Response) -> schemas.VersionDetail:
+def get_version(ctx: Ctx, _: Reader, model: ModelName, selector: Selector, response: Response) -> schemas.VersionDetail:
     with ctx.db.read() as tx:
         found = views.version_detail(tx, versions.get(tx, model, selector))
     response.headers["etag"] = f'"{found.revision}"'
@@ -57,7 +57,7 @@ def get_version(ctx: Ctx, _: Reader, model: Name, selector: Selector, response: 
 
 @router.post("/models/{model}/versions/{selector}/rejudge")
 def rejudge(
-    ctx: Ctx, who: Publisher, model: Name, selector: Selector, decision: schemas.Decision
+    ctx: Ctx, who: Publisher, model: ModelName, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
     """Judge an ended version by the recipe and evaluation set that lie there now, under today's policy."""
     with ctx.change("jobs") as tx:
@@ -67,7 +67,7 @@ def rejudge(
 
 
 @router.get("/models/{model}/versions/{selector}/archive")
-def loss(ctx: Ctx, _: Approver, model: Name, selector: Selector) -> schemas.Loss:
+def loss(ctx: Ctx, _: Approver, model: ModelName, selector: Selector) -> schemas.Loss:
     """What archiving it would take from whom. Changes nothing."""
     with ctx.db.transaction() as tx:
         lost = archiving.loss(tx, model, selector)
@@ -76,7 +76,7 @@ def loss(ctx: Ctx, _: Approver, model: Name, selector: Selector) -> schemas.Loss
 
 @router.post("/models/{model}/versions/{selector}/archive")
 def archive(
-    ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
+    ctx: Ctx, who: Approver, model: ModelName, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
     """Put a version away; a fleet that serves it goes back, and 409 where there is nothing to go back to."""
     by, why = who.name, decision.reason
@@ -87,7 +87,7 @@ def archive(
 
 @router.post("/models/{model}/versions/{selector}/unarchive")
 def unarchive(
-    ctx: Ctx, who: Approver, model: Name, selector: Selector, decision: schemas.Decision
+    ctx: Ctx, who: Approver, model: ModelName, selector: Selector, decision: schemas.Decision
 ) -> schemas.VersionDetail:
     """Give an archived version back the status that it had, while its blobs are still there."""
     by, why = who.name, decision.reason
