@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from weighbridge.cli import doctor, main
-from weighbridge.cli.doctor import roles, store
+from weighbridge.cli.doctor import roles, services, store
 from weighbridge.cli.doctor.roles import Place, Role
 from weighbridge.cli.exits import Exit
 from weighbridge.cli.session import Session
+from weighbridge.registry.schemas import Host
 from weighbridge.storage import errors, lease
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.memory import MemoryStore
@@ -48,6 +51,48 @@ def test_a_healthy_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "readme can be read" in said
     assert "is refused when the key is there" in said
     assert list((tmp_path / "drops").rglob("doctor*")) == []
+
+
+class _Hosts:
+    """A run whose registry knows these hosts."""
+
+    def __init__(self, *hosts: Host) -> None:
+        self._hosts = hosts
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        yield self
+
+    def hosts(self) -> tuple[Host, ...]:
+        return self._hosts
+
+
+@pytest.mark.parametrize(
+    ("state", "silent", "seconds", "ok", "says"),
+    [
+        ("enrolled", False, 50.0, True, "gpu-7 is enrolled"),
+        ("enrolled", True, 20.0, False, "gpu-7 is silent for 20 s"),
+        ("enrolled", True, None, False, "gpu-7 was never heard of"),
+        ("retired", False, 9000.0, True, "gpu-7 is retired"),
+    ],
+)
+def test_the_registry_says_which_hosts_are_silent(
+    state: str, silent: bool, seconds: float | None, ok: bool, says: str
+) -> None:
+    """By its own setting, as `hosts` and `status` show it, and with the command that takes one out."""
+    host = Host(
+        id="7",
+        name="gpu-7",
+        url="",
+        state=state,
+        epoch=1,
+        silent=silent,
+        silent_seconds=seconds,
+        created_at=datetime.now(UTC),
+    )
+    (found,) = services.hosts(_Hosts(host))  # type: ignore[arg-type]
+    assert (found.ok, found.what) == (ok, says)
+    assert ("weighbridge retire gpu-7" in found.fix) is not ok
 
 
 def test_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from weighbridge.registry.schemas import Host
 
-SILENT = 60.0
-"""Seconds after which a host counts as lost."""
-
 
 def broker(run: Session) -> Iterator[Finding]:
     """It answers, keeps its data over a restart, and drops nothing when it is full."""
@@ -50,13 +47,14 @@ def registry(run: Session) -> Iterator[Finding]:
     """The API answers, and knows us."""
     with run.client() as client:
         seen = client.status()
-        waiting = f", {counted(len(seen.waiting), 'checkpoint')} open (`weighbridge status`)" if seen.waiting else ""
+        count = counted(seen.open_checkpoints, "checkpoint")
+        waiting = f", {count} open (`weighbridge status`)" if seen.open_checkpoints else ""
         there = f"{counted(seen.models, 'model')}, {counted(seen.hosts, 'host')}"
         yield Finding("registry", True, f"{client.url} answers: {there}{waiting}")
 
 
 def hosts(run: Session) -> Iterator[Finding]:
-    """Every host was heard of lately, and none of its slots failed."""
+    """Every host was heard of within `registry.silent_seconds`, and none of its slots failed."""
     with run.client() as client:
         found = list(client.hosts())
     if not found:
@@ -66,12 +64,10 @@ def hosts(run: Session) -> Iterator[Finding]:
 
 
 def _host(host: Host) -> Finding:
-    if host.silent_seconds is None or host.silent_seconds > SILENT:
-        silent = "never called" if host.silent_seconds is None else f"is silent for {host.silent_seconds:.0f} s"
-        fix = f"start it again, or take it out: its state is {host.state}"
-        return Finding(
-            "hosts", host.state == "retired", f"{host.name} {silent}", fix if host.state != "retired" else ""
-        )
+    if host.silent:
+        since = "was never heard of" if host.silent_seconds is None else f"is silent for {host.silent_seconds:.0f} s"
+        fix = f"start it again, or take it out: `weighbridge retire {host.name}`"
+        return Finding("hosts", False, f"{host.name} {since}", fix)
     for assignment in host.assignments:
         for slot in assignment.observed.slots if assignment.observed else ():
             if slot.state == "failed":
