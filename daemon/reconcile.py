@@ -52,9 +52,7 @@ class Reconcile:
         with self._db.transaction() as tx:
             expired = jobs.expire(tx)
         for job_id in expired:
-            log.warning(
-                "job %d: its worker stopped reporting: queued again, or failed when its attempts are over", job_id
-            )
+            log.warning("job %d: its worker stopped reporting: queued again, set aside, or failed", job_id)
         return len(expired)
 
     def _advance(self) -> int:

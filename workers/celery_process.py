@@ -111,7 +111,7 @@ class _Process:
     def preload(self) -> None:
         """Import what the real stages need once, in the parent: the pool's processes have it at once.
 
-        Set aside for good: each later collection would walk it.
+        Out of the collector's sight for good: each later collection would walk it.
         """
         from weighbridge.workers.run import TorchStages
 
