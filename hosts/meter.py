@@ -32,12 +32,16 @@ class Meter:
         return min(wanted, int(free) // 2)
 
     def of(self, call: Callable[[], T]) -> tuple[T, int, float]:
-        """(what the call gives, bytes that memory grew by at its peak, seconds)."""
+        """(what the call gives, bytes that memory grew by at its peak, seconds that it computed).
+
+        On a processor never more seconds than this process had of it: what others had in between is no work of the
+        call's, and a price is kept as long as the version is loaded.
+        """
         before = self._begin()
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.process_time()
         result = call()
-        seconds = time.perf_counter() - began
-        return result, max(0, self._peak() - before), seconds
+        seconds, computed = time.perf_counter() - began, time.process_time() - computed
+        return result, max(0, self._peak() - before), seconds if self._cuda else min(seconds, computed)
 
     def _begin(self) -> int:
         if self._cuda:

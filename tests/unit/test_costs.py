@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -72,6 +73,21 @@ def test_rows_of_a_fixed_size() -> None:
     rows = costs.at_once(8)
     assert rows * 40_000 * SAFETY <= 1000 * MB < rows * 2 * 40_000 * SAFETY
     assert rows & (rows - 1) == 0
+
+
+class Interrupted(Priced):
+    """Others have the processor for a while in the middle of each call."""
+
+    def infer(self, inputs: Any) -> dict[str, Any]:
+        time.sleep(2 * BLOCK_SECONDS)
+        return super().infer(inputs)
+
+
+def test_a_busy_machine_makes_no_small_blocks() -> None:
+    """A version that was loaded while others had the processor cut large requests into a million blocks."""
+    session = Interrupted((-1, 8), lambda rows, each: 0, 0.0, 1 << 30)
+    costs = measure(session, {"x": np.zeros((4, 8), np.float32)}, 1000 * MB, meter.Meter(), seconds=0.0)
+    assert costs.at_once(8) > 100
 
 
 def test_a_slow_row_makes_small_blocks() -> None:
