@@ -33,7 +33,9 @@ SHORT = FAKE.model_copy(
         "held_bytes_per_address": 2 * MEGABYTE,
     }
 )
-LARGE = FAKE.model_copy(update={"stall_seconds": STALL, "request_seconds": 60.0, "max_body_bytes": 64 * MEGABYTE})
+LARGE = FAKE.model_copy(
+    update={"stall_seconds": STALL, "idle_seconds": STALL, "request_seconds": 60.0, "max_body_bytes": 64 * MEGABYTE}
+)
 
 
 @pytest.fixture(scope="module")
