@@ -79,6 +79,7 @@ def test_two_names_are_none() -> None:
     ],
 )
 def test_its_own_pages_and_those_that_were_named(host: str, origin: str) -> None:
+    """A page that came from where its request goes, and what the settings allow."""
     check(host, origin)
 
 
