@@ -134,20 +134,19 @@ def test_config_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert rows["registry.port"]["variable"] == "WEIGHBRIDGE_REGISTRY__PORT"
 
 
+def push_of_one_file(folder: Path) -> list[str]:
+    """The command that publishes `m/one/` into `drops`, both in this folder."""
+    (folder / "w.safetensors").write_bytes(safetensors())
+    (folder / "drops").mkdir()
+    return [
+        *("push", str(folder / "w.safetensors")),
+        *("--model", "m", "--name", "one", "--store", str(folder / "drops")),
+    ]
+
+
 def test_push_publishes_a_folder_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The weights, and last the manifest that makes them complete; the same name again is refused."""
-    (tmp_path / "w.safetensors").write_bytes(safetensors())
-    (tmp_path / "drops").mkdir()
-    push = [
-        "push",
-        str(tmp_path / "w.safetensors"),
-        "--model",
-        "m",
-        "--name",
-        "one",
-        "--store",
-        str(tmp_path / "drops"),
-    ]
+    push = push_of_one_file(tmp_path)
     assert main([*push, "--json"]) == Exit.OK
     assert json.loads(capsys.readouterr().out)["path"] == "m/one/"
     assert sorted(path.name for path in (tmp_path / "drops/m/one").iterdir()) == ["w.safetensors", "weighbridge.json"]
@@ -157,18 +156,7 @@ def test_push_publishes_a_folder_checkpoint(tmp_path: Path, capsys: pytest.Captu
 
 def test_push_keeps_metadata_and_tags(tmp_path: Path) -> None:
     """Each option as often as one likes; what is no pair, or is there twice, is wrong usage, and nothing is put."""
-    (tmp_path / "w.safetensors").write_bytes(safetensors())
-    (tmp_path / "drops").mkdir()
-    push = [
-        "push",
-        str(tmp_path / "w.safetensors"),
-        "--model",
-        "m",
-        "--name",
-        "one",
-        "--store",
-        str(tmp_path / "drops"),
-    ]
+    push = push_of_one_file(tmp_path)
     for wrong in (["--metadata", "commit"], ["--tag", "=x"], ["--metadata", "a=1", "--metadata", "a=2"]):
         assert main([*push, *wrong]) == Exit.USAGE
     assert list((tmp_path / "drops").iterdir()) == []
