@@ -31,13 +31,6 @@ ONE, TWO = safetensors(), safetensors({"w": ("F32", [2], bytes(8))})
 
 
 @pytest.fixture
-def sqlite(sqlite_url: str, opened: Callable[[str], Database]) -> Iterator[Database]:
-    found = opened(sqlite_url)
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def watched(sqlite: Database) -> Watched:
     """A store in memory, watched."""
     return Watched(MemoryStore(), sqlite)

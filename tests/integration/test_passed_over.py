@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -32,13 +32,6 @@ from weighbridge.storage.watch import FolderWatch
 
 ONE = safetensors()
 NFC, NFD = (unicodedata.normalize(form, "modèle") for form in ("NFC", "NFD"))
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str, opened: Callable[[str], Database]) -> Iterator[Database]:
-    found = opened(sqlite_url)
-    yield found
-    found.close()
 
 
 @pytest.fixture
