@@ -286,7 +286,7 @@ def test_a_template_is_uploaded_and_registered(api: Api) -> None:
     content = b"not even a pt2: nothing looks inside"
     digest = digest_of(content)
     http = api.http()
-    new = {"name": "mlp", "digest": digest, "fingerprint": "f", "parameters": {"w": {}}, "inputs": [], "outputs": []}
+    new = {"name": "mlp", "digest": digest, "fingerprint": "f", "parameters": {}, "inputs": [], "outputs": []}
     missing = http.post("/v1/templates", json=new)
     assert (missing.status_code, "upload" in missing.json()["detail"]) == (422, True)
     assert http.put(f"/v1/blobs/{digest}", content=content).status_code == 204
