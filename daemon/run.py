@@ -38,7 +38,7 @@ from weighbridge.registry.recipe import Policy
 from weighbridge.registry.settings import BrokerSettings
 from weighbridge.storage.folder import FolderStore
 from weighbridge.storage.protocols import Store
-from weighbridge.storage.settings import StorageSettings
+from weighbridge.storage.settings import MOVE, StorageSettings
 from weighbridge.workers.queue import Sender, make_sender
 from weighbridge.workers.settings import WorkerSettings
 
@@ -78,7 +78,7 @@ class Daemon:
         owner = f"daemon:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         layout = Layout.of(storage.prefix, storage.artifacts_below or "")
         if storage.exposed:
-            log.warning("%s", storage.exposed)
+            log.warning("%s; %s", storage.exposed, MOVE)
         self._notifier = notifier
         reading = Reading(store, lambda group: self.intake.hint(group), lambda: self._reading.wake())
         self.intake = Intake(

@@ -29,7 +29,7 @@ from weighbridge.registry.errors import Conflict, Invalid, RegistryError
 from weighbridge.registry.settings import BrokerSettings, RegistrySettings
 from weighbridge.storage import private
 from weighbridge.storage.folder import FolderStore
-from weighbridge.storage.settings import StorageSettings
+from weighbridge.storage.settings import MOVE, StorageSettings
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,10 @@ class Plan:
         self._settings, self._data = settings, data
         self._values = settings.model_dump()
         self.folder = _source(settings.storage)
-        self._values["storage"] |= artifacts_of(settings.storage, self.folder, data)
+        moved = artifacts_of(settings.storage, self.folder, data)
+        self._values["storage"] |= moved
+        if exposed := settings.storage.model_copy(update={"url": self.folder, **moved}).exposed:
+            log.warning("%s; %s", exposed, MOVE)
         ports = Ports(data / "ports.json", shared=_shared_ports())
         address = settings.registry.host
         self.registry = _url(address, ports.choose("registry", settings.registry.port, address))

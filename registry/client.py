@@ -34,7 +34,6 @@ from weighbridge.registry.schemas import (
     Job,
     Loss,
     Model,
-    NewTemplate,
     NewToken,
     Observed,
     Page,
@@ -53,6 +52,7 @@ from weighbridge.registry.schemas import (
     Worker,
 )
 from weighbridge.registry.spelling import nearest
+from weighbridge.registry.template_schemas import NewTemplate
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -306,17 +306,6 @@ class Template(Wire):
     created_at: datetime
 
 
-class NewTemplate(Sent):
-    """A template whose `.pt2` is uploaded already: its name, the digest of the file, and what the exporter recorded."""
-
-    name: limits.Name = Field(min_length=1)
-    digest: str = Field(pattern="^[0-9a-f]{64}$")
-    fingerprint: limits.Id
-    parameters: dict[str, Any]
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
-
-
 class Event(Wire):
     seq: int
     kind: str

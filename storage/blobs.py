@@ -127,6 +127,12 @@ class Blobs:
             raise _mismatch(self.key(digest), digest, seen)
         return data
 
+    def verify(self, digest: str) -> None:
+        """Read a blob, however large, for its digest. Raises ObjectNotFound, DigestMismatch, PreconditionFailed."""
+        key = self.key(digest)
+        if (seen := self._read(pin(self.store.head(key)))) != digest:
+            raise _mismatch(key, digest, seen)
+
     def open(self, digest: str, *, start: int = 0, end: int | None = None) -> IO[bytes]:
         """Open a blob's bytes [start, end), unverified: who reads them to the end checks the digest."""
         return self.store.open(self.key(digest), start=start, end=end)

@@ -11,6 +11,8 @@ from weighbridge.storage.keys import check_prefix
 from weighbridge.storage.options import S3Options
 from weighbridge.storage.protocols import Store
 
+MOVE = "move them and set storage.artifacts (docs/operations.md, 'Where artifacts lie')"
+
 
 class StorageSettings(BaseModel):
     """The watched bucket or folder, the artifacts, and how to reach an S3 endpoint."""
@@ -79,13 +81,13 @@ class StorageSettings(BaseModel):
 
     @property
     def exposed(self) -> str | None:
-        """What to say where publishers can write to the artifacts; None where they lie apart."""
+        """What to say where publishers can write to the artifacts, and MOVE what to do; None where they lie apart."""
         below, watched = self.artifacts_below, self.prefix.strip("/")
         if below is None or (watched and not f"{below}/".startswith(f"{watched}/")):
             return None
         return (
             f"artifacts lie where publishers write ({below}/ in the watched store): nothing of theirs is believed, but "
-            "they can make jobs fail; move them and set storage.artifacts (docs/operations.md, 'Where artifacts lie')"
+            "they can make jobs fail"
         )
 
     def open_models(self) -> Store:

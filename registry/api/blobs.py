@@ -22,32 +22,40 @@ from weighbridge.registry.api.routes import Guarded
 from weighbridge.registry.errors import Forbidden, Invalid, Malformed, NotFound
 from weighbridge.registry.tokens import Principal
 from weighbridge.storage import disk_errors
-from weighbridge.storage.errors import ObjectNotFound
+from weighbridge.storage.errors import DigestMismatch, ObjectNotFound
 from weighbridge.storage.protocols import Presign
 
 router = APIRouter(prefix="/v1/blobs", tags=["blobs"], route_class=Guarded)
 _CHUNK = 1 << 20
+_BYTES = "application/octet-stream"
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
 _DIGITS = re.compile(r"\d{19}")
 
 
 @router.get("/{digest}", response_class=Response)
 async def get_blob(ctx: Ctx, who: Fetcher, digest: Digest, range: Annotated[str | None, Header()] = None) -> Response:
-    """A blob's bytes, or those of one `Range`; or 307 to a presigned link, where the settings say so."""
+    """A blob's bytes, or those of one `Range`; or 307 to a presigned link, where the settings say so.
+
+    The whole is hashed: one that is damaged is 422 where it is small; of a large one the end is held back and the
+    connection aborted. A range cannot be checked: whoever puts one together hashes the whole.
+    """
     size = await run_in_threadpool(_check, ctx, who, digest)
     store = ctx.blobs.store
     if ctx.settings.presign_seconds and isinstance(store, Presign):
         link = await run_in_threadpool(store.presign, ctx.blobs.key(digest), expires=ctx.settings.presign_seconds)
         return RedirectResponse(link, 307, headers={"cache-control": "no-store"})
     start, end = _range(range, size)
-    stream = await run_in_threadpool(ctx.blobs.open, digest, start=start, end=end)
     headers = {"content-length": str(end - start), "accept-ranges": "bytes", "etag": f'"{digest}"'}
+    if (start, end) == (0, size) and size <= _CHUNK:
+        data = await run_in_threadpool(ctx.blobs.get, digest)
+        return Response(data, headers=headers, media_type=_BYTES)
+    stream = await run_in_threadpool(ctx.blobs.open, digest, start=start, end=end)
     partial = {"content-range": f"bytes {start}-{end - 1}/{size}"} if (start, end) != (0, size) else {}
     return StreamingResponse(
-        _chunks(stream),
+        _chunks(stream) if partial else _verified(stream, digest),
         status_code=206 if partial else 200,
         headers=headers | partial,
-        media_type="application/octet-stream",
+        media_type=_BYTES,
     )
 
 
@@ -82,6 +90,20 @@ async def _chunks(stream: IO[bytes]) -> AsyncIterator[bytes]:
             yield data
     finally:
         stream.close()
+
+
+async def _verified(stream: IO[bytes], digest: str) -> AsyncIterator[bytes]:
+    """A whole blob, a chunk behind; its last one only where the digest is right. Raises DigestMismatch."""
+    hasher, held = blake3(), b""
+    async for data in _chunks(stream):
+        if held:
+            yield held
+        await run_in_threadpool(hasher.update, data)
+        held = data
+    if (seen := hasher.hexdigest()) != digest:
+        said = f"blob {digest} is damaged in the store: its digest is {seen}; the answer is broken off"
+        raise DigestMismatch(said, expected=digest, seen=seen, key=digest)
+    yield held
 
 
 @router.put("/{digest}", status_code=204)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from weighbridge import limits
 from weighbridge.inbound.callers import CallerRefused
 from weighbridge.registry.errors import (
     Conflict,
@@ -117,7 +118,7 @@ async def _on_transition(request: Request, error: Exception) -> Response:
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-    return problem(Invalid.status, Invalid.code, wrong)
+    return problem(Invalid.status, Invalid.code, limits.prose(wrong))
 
 
 async def _on_value(request: Request, error: Exception) -> Response:

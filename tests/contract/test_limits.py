@@ -30,7 +30,7 @@ NAMES = [
     ("DELETE", "/v1/models/digits/tags/{}", None, limits.TAG_KEY, 404),
     ("GET", "/v1/models/{}", None, limits.MODEL, 404),
     ("GET", "/v1/models/digits/versions/{}", None, limits.ALIAS, 404),
-    ("GET", "/v1/versions?model={}", None, limits.MODEL, 404),
+    ("GET", "/v1/versions?model={}", None, limits.MODEL, 200),
     ("GET", "/v1/versions?path={}", None, limits.PATH, 200),
     ("GET", "/v1/events?kind={}", None, limits.ID, 200),
 ]

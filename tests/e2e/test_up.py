@@ -17,7 +17,9 @@ import httpx
 import psutil
 import pytest
 from fixtures.checkpoints import safetensors
-from fixtures.worker import runs
+from fixtures.digits import Digits
+from fixtures.running import START_SECONDS, StartUp
+from fixtures.worker import runs, until
 
 pytestmark = pytest.mark.slow
 
@@ -138,3 +140,20 @@ def test_it_ends_by_itself_after_its_time(tmp_path: Path) -> None:
         left = descendants(process)
         assert process.wait(40) == 0
         assert not any(runs(one.pid) for one in left)
+
+
+def test_an_old_site_goes_on_where_its_artifacts_are(
+    tmp_path: Path, start_up: StartUp, digits: Digits, digits_linear: Any
+) -> None:
+    """`<drops>/.weighbridge` from before: it opens, warns with what to do, and serves a new checkpoint from there."""
+    (tmp_path / "drops" / ".weighbridge" / "blobs").mkdir(parents=True)
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "weighbridge.toml").touch()
+    up = start_up(hosts=1)
+    assert "artifacts lie where publishers write (.weighbridge/ in the watched store)" in up.log()
+    assert "move them and set storage.artifacts" in up.log()
+    up.register(digits_linear)
+    up.wish(digits)
+    up.publish("monday", digits.train(rows=900))
+    until("it is served", lambda: up.serving() == ["1"], START_SECONDS)
+    assert not (up.folder / "data" / "artifacts").exists()

@@ -175,6 +175,41 @@ def test_adding_a_template_prints_what_it_takes(terminal: Terminal, tmp_path: Pa
     assert [spec["name"] for spec in added["outputs"]] == ["sum"]
 
 
+OF_OUR_OWN = """
+import torch
+
+@torch.library.custom_op("weighbridge_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+doubled.register_fake(torch.empty_like)
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return doubled(self.fc(x))
+
+def build():
+    return Net()
+"""
+
+
+@pytest.mark.slow
+def test_a_template_that_opens_nowhere_else_is_not_registered(
+    house: House, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It uses an operator that its own module registers, which no worker imports: said before it is uploaded."""
+    (tmp_path / "own.py").write_text(OF_OUR_OWN)
+    monkeypatch.chdir(tmp_path)
+    before = terminal.json("template", "list")
+    said = terminal("template", "add", "own", "own.py:build", "--input", "x=FP32[-1,4]", code=Exit.FAILED)
+    assert "does not open in a process of its own" in said
+    assert terminal.json("template", "list") == before
+
+
 def test_what_waits_is_shown_in_pages(house: House, terminal: Terminal) -> None:
     """Each with its reason, the newest first; a page says how many there are and how to see the next."""
     for number in range(5):

@@ -110,3 +110,23 @@ def test_wrong_keys_are_no_missing_right(doctor: Doctor, s3_store: S3Store) -> N
     found = doctor(s3_store._options, keys=Identity("reader", "wrong"), code=Exit.FAILED)
     assert list(found) == ["said"]
     assert found["said"].count("refused the credentials") == 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_doctor_warns_of_artifacts_where_publishers_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], apart: bool
+) -> None:
+    """It works, so nothing failed; it says what to do. Silent where they lie apart."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drops").mkdir()
+    (tmp_path / "own").mkdir()
+    flags = ["--set", f"storage.url={tmp_path / 'drops'}"]
+    flags += ["--set", f"storage.artifacts={tmp_path / 'own'}"] if apart else []
+    assert main([*flags, "doctor", "--only", "storage", "--json"]) == Exit.OK
+    warned = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["warns"]]
+    assert len(warned) == (not apart)
+    if warned:
+        assert "artifacts lie where publishers write" in warned[0]["what"]
+        assert "set storage.artifacts" in warned[0]["fix"]
+        assert main([*flags, "doctor", "--only", "storage"]) == Exit.OK
+        assert "warning" in capsys.readouterr().out

@@ -49,7 +49,7 @@ class Bench:
         )
         self.sender = queue.make_sender(BrokerSettings(url="memory://"), self.run)  # type: ignore[arg-type]
         self.folder = folder
-        self._add_template(template)
+        self.add_template(template, "small")
 
     def run(self, job_id: int) -> None:
         """The inline sender's runner: what follows goes through the same door."""
@@ -61,11 +61,20 @@ class Bench:
             due = jobs.unsent(tx, "cpu", 10, 60)
         queue.send(self.db, self.sender, due)
 
-    def drop(self, name: str, recipe: str | None = None, *, seed: int = 1, nan: int = 0, missing: int = 0) -> Version:
+    def drop(
+        self,
+        name: str,
+        recipe: str | None = None,
+        *,
+        seed: int = 1,
+        nan: int = 0,
+        missing: int = 0,
+        data: bytes = b"",
+    ) -> Version:
         """Put a checkpoint into the bucket and record it, as intake does; return the version when its jobs are over."""
         key = f"{MODEL}/{name}.safetensors"
         made = make_checkpoint(self.folder / "made.safetensors", seed, nan=nan)
-        data = made.read_bytes()
+        data = data or made.read_bytes()
         files = [pin(self.store.put(key, data[: len(data) - missing] + bytes(missing)))]
         with self.db.transaction() as tx:
             recorded = versions.record(
@@ -100,12 +109,12 @@ class Bench:
         )
         self.store.put(f"{MODEL}/eval.safetensors", path.read_bytes())
 
-    def _add_template(self, template: Any) -> None:
+    def add_template(self, template: Any, name: str) -> None:
         self.blobs.put_bytes(template.pt2)
         with self.db.transaction() as tx:
             templates.add(
                 tx,
-                name="small",
+                name=name,
                 digest=template.digest,
                 fingerprint=template.fingerprint,
                 parameters={name: one.model_dump(mode="json") for name, one in template.parameters.items()},

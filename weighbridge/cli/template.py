@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weighbridge import limits
 from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed, needs
+from weighbridge.workers.confined.environment import scrubbed
 
 if TYPE_CHECKING:
     from weighbridge.engines import template as engines_template
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from weighbridge.registry.schemas import Template
 
 group = typer.Typer(no_args_is_help=True, help="Programs from trusted code: add, list.")
+_OPENS = 300.0
+"""Seconds that a worker, too, may need to open a program on a busy machine."""
 _INPUT = re.compile(r"(?P<name>[^=\s]+)=(?P<datatype>[A-Z0-9]+)\[(?P<shape>[-\d\s,]*)\]")
 
 
@@ -62,13 +67,15 @@ def add(
 ) -> None:
     """Export a module that this command imports and runs: your own code, not a bucket's. Weights are left out.
 
-    It is tried on other lengths, values and batches, and refused if it is no pure function. What it takes is printed.
+    It is tried on other lengths, values and batches, and refused if it is no pure function, or if a process that never
+    imported your code cannot open it. What it takes is printed.
 
     Example: weighbridge template add digits-mlp train:build --input 'pixels=FP32[-1,64]' --output logits
     """
     specs = [parse_input(text) for text in inputs]
     with session.of(context).client() as client:
         built = build(reference, specs, tuple(outputs or ()), positional=positional, unread=tuple(unread or ()))
+        must_open_elsewhere(built)
         added = upload_template(client, name, built)
     if json:
         output.emit(added)
@@ -111,6 +118,24 @@ def build(
         from weighbridge.engines import template
 
     return template.build(_make(reference), inputs, outputs, positional=positional, unread=unread)
+
+
+def must_open_elsewhere(built: engines_template.Template) -> None:
+    """Open it in a process that never imported the code that it was made of, as workers will. Raises Failed."""
+    with tempfile.TemporaryDirectory(prefix="weighbridge-template-") as folder:
+        path = Path(folder) / "program.pt2"
+        path.write_bytes(built.pt2)
+        command = [sys.executable, "-m", "weighbridge.engines.reopen", str(path), built.digest]
+        try:
+            ended = subprocess.run(
+                command, env=scrubbed(threads=1), capture_output=True, text=True, timeout=_OPENS, check=False
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise Failed(f"the template does not open in a process of its own within {_OPENS:g} s") from exc
+    if ended.returncode:
+        said = " ".join((ended.stdout or ended.stderr or f"exit code {ended.returncode}").split())
+        why = "workers do not import your code: an operator that it registers is not there"
+        raise Failed(f"the template does not open in a process of its own ({why}): {limits.cut(said, 500)}")
 
 
 def upload_template(client: Client, name: str, built: engines_template.Template) -> Template:

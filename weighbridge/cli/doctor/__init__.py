@@ -65,7 +65,7 @@ def doctor(
     if json:
         output.emit({"ok": ok, "findings": [asdict(finding) for finding in findings]})
     else:
-        rows = ((found.part, "ok" if found.ok else "failed", found.what, found.fix) for found in findings)
+        rows = ((found.part, found.state, found.what, found.fix) for found in findings)
         output.table(("part", "", "finding", "what to do"), rows)
     if not ok:
         raise typer.Exit(Exit.FAILED)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Finding:
     """One thing that was looked at: whether it is well, in words, and what to do otherwise.
 
-    `permission` is the IAM action that is missing, `roles` say who needs it.
+    `warns`: it works, and should not stay so. `permission` is the IAM action that is missing, `roles` say who needs it.
     """
 
     part: str
@@ -18,3 +18,8 @@ class Finding:
     fix: str = ""
     permission: str | None = None
     roles: tuple[str, ...] = ()
+    warns: bool = False
+
+    @property
+    def state(self) -> str:
+        return "failed" if not self.ok else "warning" if self.warns else "ok"

@@ -20,6 +20,7 @@ from weighbridge.storage import probe
 from weighbridge.storage.errors import AccessDenied, NotSupported, StorageError
 from weighbridge.storage.probe import Call, Tried
 from weighbridge.storage.protocols import LocalPath
+from weighbridge.storage.settings import MOVE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,8 @@ def check(run: Session, only: Collection[Role] = ()) -> Iterator[Finding]:
     required = frozenset(only or roles.SERVICES)
     yield from tried(source, watched, Place.WATCHED, asked, required)
     yield from tried(settings.open_artifacts(), _folder(settings.artifacts_prefix), Place.ARTIFACTS, asked, required)
+    if settings.exposed:
+        yield Finding(PART, True, settings.exposed, MOVE, warns=True)
     yield from space(run.settings.data, source)
 
 
