@@ -22,7 +22,7 @@ MAX_HEADER = 100_000_000
 """Bytes: the format's own limit. It is read piece by piece, so that a bomb costs no more than what is kept of it."""
 MAX_TENSORS = 200_000
 """Of a file, and of a checkpoint: mixtures of experts that keep a scale beside each matrix come to about 100,000 (256
-experts in 58 layers, 3 matrices each), so that less would refuse what people serve. It costs 4 s of a processor."""
+experts in 58 layers, 3 matrices each), so that less would refuse what people serve. It costs 5 s of a processor."""
 MAX_METADATA = 16 << 20
 """Characters of `__metadata__` in all; trainers keep their settings there."""
 _ENTRY, _NOTES = 4096, 10_000
