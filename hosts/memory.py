@@ -24,6 +24,7 @@ from weighbridge.hosts.reports import as_interval
 from weighbridge.hosts.statistics import Statistics
 from weighbridge.hosts.witness import Witness
 from weighbridge.registry.client import Client
+from weighbridge.registry.errors import Invalid
 from weighbridge.registry.schemas import (
     DesiredModel,
     Enrolment,
@@ -131,7 +132,7 @@ class MemoryHost:
         """Load beside what serves, prove it, then switch: what serves goes on when the new one fails."""
         try:
             session, witness = self._proven(slot)
-        except (EngineError, StorageError) as exc:
+        except (EngineError, Invalid, StorageError) as exc:  # Invalid: the registry hands out no damaged blob
             held.reason, held.golden_failed = str(exc), isinstance(exc, GoldenMismatch)
             return
         held.golden_failed = False

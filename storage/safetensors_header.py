@@ -23,6 +23,8 @@ MAX_HEADER = 100_000_000
 MAX_TENSORS = 200_000
 """Of a file, and of a checkpoint: mixtures of experts that keep a scale beside each matrix come to about 100,000 (256
 experts in 58 layers, 3 matrices each), so that less would refuse what people serve. It costs 5 s of a processor."""
+MAX_AXES = 8 * MAX_TENSORS
+"""Of all tensors together: those of models have one to five each, and 32 each would cost more than the tensors."""
 MAX_METADATA = 16 << 20
 """Characters of `__metadata__` in all; trainers keep their settings there."""
 _ENTRY, _NOTES = 4096, 10_000
@@ -161,7 +163,7 @@ def parse_header(data: bytes, key: str) -> Header:
 
 
 def _parse(stream: IO[bytes], length: int, key: str) -> Header:
-    tensors, metadata = dict[str, TensorInfo](), None
+    tensors, metadata, axes = dict[str, TensorInfo](), None, 0
     try:
         reader = JsonStream(stream)
         for name in reader.members(names=_ENTRY, count=MAX_TENSORS + 1):
@@ -170,7 +172,10 @@ def _parse(stream: IO[bytes], length: int, key: str) -> Header:
             if name == _METADATA:
                 metadata = _metadata(reader, key)
             else:
-                tensors[name] = _tensor(key, name, reader.value(_ENTRY))
+                tensors[name] = tensor = _tensor(key, name, reader.value(_ENTRY))
+                axes += len(tensor.shape)
+                if axes > MAX_AXES:
+                    raise _malformed(key, f"has tensors with more than our limit of {MAX_AXES:,} axes together")
         reader.end()
     except InvalidJson as error:
         raise _malformed(key, f"has a header that is {error}") from error

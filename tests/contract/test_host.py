@@ -92,7 +92,7 @@ def test_a_blob_that_is_not_what_its_digest_says_is_never_loaded(api: Api, host:
     whole = api.blobs.get(artifact)
     store_of(api).put(api.blobs.key(artifact), whole.replace(b"times-1", b"times-7"))
     give(api, host, version)
-    assert "came as" in become(api, host, version, "failed").reason
+    assert "has the digest" in become(api, host, version, "failed").reason
     with pytest.raises((LookupError, NotReady)):
         host.infer(3)
     store_of(api).put(api.blobs.key(artifact), whole)

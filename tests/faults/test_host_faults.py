@@ -56,7 +56,7 @@ class GatedStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stop_at, self.gate, self.offsets = 4 << 20, threading.Event(), list[int]()
+        self.stop_at, self.gate, self.offsets = 5 << 20, threading.Event(), list[int]()
 
     def open(self, key: str, *, start: int = 0, end: int | None = None, if_match: Ref | None = None) -> IO[bytes]:
         data = self.get(key, start=start, end=end, if_match=if_match)

@@ -18,7 +18,8 @@ from weighbridge.workers.confined.order import Limits
 from weighbridge.workers.outcome import Outcome
 from weighbridge.workers.validate import quarantined
 
-SECONDS, BYTES = 5.0, 512 << 20
+SECONDS, BYTES = 15.0, 512 << 20
+"""Of a processor: three times the aim of 5 s, which the machine that this was written on keeps. Others are slower."""
 
 
 def weigh(bench: Bench, path: str) -> tuple[Outcome, int, float]:
@@ -76,10 +77,10 @@ def test_the_most_tensors_are_read_in_time(bench: Bench, dtypes: str) -> None:
 
 @pytest.mark.slow
 def test_the_most_tensors_of_the_most_axes_are_refused_in_time(bench: Bench) -> None:
-    """What takes more than a child may have ends it, before it has more than that."""
+    """Before all of them were read."""
     (bench.drops / "many.safetensors").write_bytes(_most("F32", axes=MAX_RANK))
     outcome, size, seconds = weigh(bench, "many.safetensors")
-    assert (outcome.verdict, "of memory" in outcome.reason) == ("quarantined", True)
+    assert (outcome.verdict, "axes together" in outcome.reason) == ("quarantined", True)
     assert (size < BYTES, seconds < SECONDS) == (True, True), (size, seconds)
 
 

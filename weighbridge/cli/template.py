@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weighbridge import limits
 from weighbridge.cli import output, session
 from weighbridge.cli.exits import Exit, Failed, needs
 from weighbridge.workers.confined.environment import scrubbed
@@ -133,6 +132,8 @@ def must_open_elsewhere(built: engines_template.Template) -> None:
         except subprocess.TimeoutExpired as exc:
             raise Failed(f"the template does not open in a process of its own within {_OPENS:g} s") from exc
     if ended.returncode:
+        from weighbridge import limits
+
         said = " ".join((ended.stdout or ended.stderr or f"exit code {ended.returncode}").split())
         why = "workers do not import your code: an operator that it registers is not there"
         raise Failed(f"the template does not open in a process of its own ({why}): {limits.cut(said, 500)}")
