@@ -6,25 +6,20 @@ import http.client
 import os
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from fixtures.served import Served
 from pydantic import SecretStr
 
 from weighbridge import Client
-from weighbridge.registry import local, serve
-from weighbridge.registry.db import Database
+from weighbridge.registry import local
 from weighbridge.registry.errors import Unavailable
-from weighbridge.registry.notify import LocalNotifier
 from weighbridge.registry.schemas import StoreAddress
 from weighbridge.registry.settings import RegistrySettings
 from weighbridge.storage import private
-from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.memory import MemoryStore
 from weighbridge.storage.private import NotPrivate
 
 NOBODY = 65534
@@ -65,39 +60,16 @@ def call(url: str, method: str, path: str, body: bytes) -> int:
     return one.getresponse().status
 
 
-class Running:
-    """A registry with a data folder, served in a thread."""
+class Running(Served):
+    """A registry with a data folder."""
 
     def __init__(self, url: str, data: Path, path: Path, port: int = 0, token: str | None = None) -> None:
-        self.db, self.data, self.path = Database(url), data, path
-        self.stop, self._ready = threading.Event(), threading.Event()
-        self._pool = ThreadPoolExecutor(1)
+        self.data, self.path = data, path
         settings = RegistrySettings(port=port, socket=path, token=SecretStr(token) if token else None)
-        self.ended: Future[None] = self._pool.submit(
-            serve.serve,
-            settings,
-            self.db,
-            LocalNotifier(),
-            Blobs(MemoryStore()),
-            address=StoreAddress(url="s3://checkpoints"),
-            data=private.make_folder(data),
-            ready=self._tell,
-            stop=self.stop,
-        )
-
-    def _tell(self, url: str) -> None:
-        self._url = url
-        self._ready.set()
-
-    @property
-    def url(self) -> str:
-        assert self._ready.wait(20), self.ended
-        return self._url
+        super().__init__(url, settings, address=StoreAddress(url="s3://checkpoints"), data=private.make_folder(data))
 
     def end(self) -> None:
-        self.stop.set()
-        self._pool.shutdown()
-        self.db.close()
+        super().end()
         self.ended.result(0)
 
 

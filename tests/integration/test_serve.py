@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,52 +18,27 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.postgres import PostgresServer
+from fixtures.served import Served
 from pydantic import SecretStr
 
 from weighbridge.registry import serve
 from weighbridge.registry.client import Client
-from weighbridge.registry.db import Database
 from weighbridge.registry.errors import Conflict, Forbidden, Invalid, Unavailable
-from weighbridge.registry.notify import LocalNotifier
 from weighbridge.registry.schemas import Enrolment
 from weighbridge.registry.settings import RegistrySettings
-from weighbridge.storage.blobs import Blobs
-from weighbridge.storage.memory import MemoryStore
 
 SECRET = "s" * 40
 
 
-class Server:
-    """A registry that serves in a thread."""
+class Server(Served):
+    """On a free port, with an administrator's token."""
 
     def __init__(self, url: str, **settings: Any) -> None:
-        self.db, self.blobs = Database(url), Blobs(MemoryStore())
-        self.stop = threading.Event()
-        self._ready = threading.Event()
-        self._settings = RegistrySettings(**{"port": 0, "token": SecretStr(SECRET), **settings})
-        self._url = ""
-        self._pool = ThreadPoolExecutor(1)
-        self.ended: Future[None] = self._pool.submit(
-            serve.serve, self._settings, self.db, LocalNotifier(), self.blobs, ready=self._tell, stop=self.stop
-        )
-
-    def _tell(self, url: str) -> None:
-        self._url = url
-        self._ready.set()
-
-    @property
-    def url(self) -> str:
-        assert self._ready.wait(20), self.ended
-        return self._url
+        super().__init__(url, RegistrySettings(**{"port": 0, "token": SecretStr(SECRET), **settings}))
 
     def client(self) -> Client:
         """Of an administrator."""
         return Client(self.url, SECRET)
-
-    def end(self) -> None:
-        self.stop.set()
-        self._pool.shutdown()
-        self.db.close()
 
 
 @contextmanager
